@@ -1,0 +1,306 @@
+"""The configuration: one frozen tree, from a TOML file plus dotted overrides (`learner.learning_rate=1e-4`).
+
+Every mistake that can be known before anything starts is found here: unknown keys, values out of range, and settings
+that contradict each other. A message names the value, the rule and the way out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from rlvr.errors import ConfigError
+
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every table: frozen, unknown keys refused, defaults checked like given values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class RunSection(Section):
+    """The run as a whole."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder is <folder>/<name>")
+    folder: str = "runs"
+    seed: int = 0
+    num_steps: PositiveInt = 100
+    max_minutes: PositiveFloat | None = Field(None, description="stop training (and checkpoint) after so long")
+    checkpoint_every: PositiveInt = Field(20, description="steps")
+    keep_checkpoints: PositiveInt = 2
+    max_invalid_fraction: Fraction = Field(0.2, description="of the last 200 episodes; past it the run stops")
+    deadline_seconds: PositiveFloat = Field(600.0, description="the longest wait for any one part of the run")
+
+
+class PolicySection(Section):
+    """Which weights the run starts from."""
+
+    path: str = Field("starter", description="'starter', or a local Hugging Face checkpoint folder")
+
+
+class EnvironmentSection(Section):
+    """One member of the mixture. Budgets: one value is drawn for each task; "unlimited" is allowed in every list."""
+
+    name: str = Field(description="an installed environment's name, or path/to/file.py:Class")
+    weight: PositiveFloat = 1.0
+    settings: dict[str, Any] = Field(default_factory=dict)
+    thinking_tokens: tuple[NonNegativeInt | Literal["unlimited"], ...] = Field(("unlimited",), min_length=1)
+    completion_tokens: PositiveInt = 256
+    turns: PositiveInt = 1
+    tool_calls: NonNegativeInt | None = None
+    seconds: PositiveFloat = 120.0
+
+
+class RolloutSection(Section):
+    """How episodes are played."""
+
+    num_workers: PositiveInt = 1
+    cpus_per_worker: float = Field(0.2, ge=0, description="Ray CPUs reserved for each worker")
+    groups_per_batch: PositiveInt = Field(16, description="tasks in one optimizer step")
+    group_size: int = Field(8, description="episodes of one task")
+    max_staleness: NonNegativeInt = Field(1, description="in policy versions; 0 is the synchronous run")
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+class InferenceSection(Section):
+    """The engines."""
+
+    num_engines: PositiveInt = 1
+    cpus_per_engine: float = Field(0.5, ge=0)
+    gpus_per_engine: float = Field(0.0, ge=0)
+    num_draft_tokens: NonNegativeInt = Field(1, description="drafted by the MTP layer at once; 0 turns drafting off")
+    max_num_seqs: PositiveInt = Field(128, description="requests that run at once in one engine")
+    max_model_len: PositiveInt = Field(512, description="tokens, prompt and completion together")
+    max_num_batched_tokens: PositiveInt = 4096
+    kv_cache_bytes: PositiveInt | None = Field(None, description="CPU only; default 1 GiB")
+    gpu_memory_utilization: Fraction = 0.85
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: float32 on CPU, bfloat16 on GPU")
+    enforce_eager: bool | Literal["auto"] = Field("auto", description="auto: true on CPU, false on GPU")
+    num_threads: PositiveInt = Field(1, description="CPU threads of one engine")
+    probe_tolerance: PositiveFloat | None = Field(
+        None, description="largest log-probability difference to the learner after a sync; default 1e-4 in float32"
+    )
+
+
+class MtpSection(Section):
+    """The MTP layer's own training."""
+
+    train: bool = True
+    learning_rate: PositiveFloat = 3e-4
+    top_k: PositiveInt = Field(16, description="of the policy's distribution, the soft target")
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class LearnerSection(Section):
+    """The learner: one DeepSpeed rank an actor."""
+
+    num_ranks: PositiveInt = 1
+    cpus_per_rank: float = Field(0.5, ge=0)
+    gpus_per_rank: float = Field(0.0, ge=0)
+    num_threads: PositiveInt = Field(1, description="CPU threads of one rank")
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: float32 on CPU, bfloat16 on GPU")
+    micro_batch_tokens: PositiveInt = Field(4096, description="packed tokens in one forward pass")
+    updates_per_batch: PositiveInt = Field(1, description="optimizer steps a batch is split into")
+    learning_rate: PositiveFloat = 1e-4
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    max_grad_norm: PositiveFloat = 1.0
+    gradient_checkpointing: bool = False
+    mtp: MtpSection = MtpSection()
+
+
+class AlgorithmSection(Section):
+    """GRPO with masked importance sampling (the loss: `rlvr/algorithms/loss.py`)."""
+
+    clip_low: PositiveFloat = Field(0.2, description="the ratio is clipped below 1 - clip_low")
+    clip_high: PositiveFloat = Field(0.28, description="and above 1 + clip_high")
+    importance_min: PositiveFloat = Field(0.5, description="tokens whose learner/behaviour ratio is below are masked")
+    importance_max: PositiveFloat = Field(2.0, description="and those above")
+    normalize_by_std: bool = Field(False, description="divide the group's advantages by their standard deviation")
+    mask_truncated: bool = Field(False, description="no loss on episodes that ran out of completion tokens")
+
+
+class EvalSection(Section):
+    """Greedy accuracy on held-out tasks, before, during and after."""
+
+    num_tasks: PositiveInt = 512
+    every: PositiveInt | None = Field(20, description="steps between evaluations during training")
+    num_tasks_during: PositiveInt = 128
+
+
+class RaySection(Section):
+    """Which Ray to use."""
+
+    address: str = Field("auto", description="'auto': join a running cluster, else start one; 'local'; or host:port")
+    num_cpus: PositiveInt | None = Field(None, description="of a local Ray that we start; default: all")
+
+
+class RunConfig(Section):
+    """The whole tree. `load` reads it from a file; the resolved one is written to the run folder."""
+
+    run: RunSection
+    environments: tuple[EnvironmentSection, ...] = Field(min_length=1)
+    policy: PolicySection = PolicySection()
+    rollout: RolloutSection = RolloutSection()
+    inference: InferenceSection = InferenceSection()
+    learner: LearnerSection = LearnerSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    eval: EvalSection = EvalSection()
+    ray: RaySection = RaySection()
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        rollout, learner, algorithm = self.rollout, self.learner, self.algorithm
+        if rollout.group_size < 2:
+            raise ValueError(
+                f"rollout.group_size = {rollout.group_size}: an advantage compares episodes of one task, so a group "
+                "needs at least 2; set rollout.group_size to 2 or more (8 is usual)"
+            )
+        if rollout.top_p != 1.0:
+            raise ValueError(
+                f"rollout.top_p = {rollout.top_p}: training needs top_p = 1, because with less the engine samples from "
+                "a cut distribution and its log-probabilities are not the policy's; remove top_p, or lower "
+                "rollout.temperature instead"
+            )
+        if not rollout.temperature > 0:
+            raise ValueError(
+                f"rollout.temperature = {rollout.temperature}: training samples, so it must be above 0; 1.0 is usual "
+                "(evaluation is greedy by itself)"
+            )
+        episodes = rollout.groups_per_batch * rollout.group_size
+        parts = learner.num_ranks * learner.updates_per_batch
+        if episodes % parts:
+            raise ValueError(
+                f"rollout.groups_per_batch * rollout.group_size = {rollout.groups_per_batch} * {rollout.group_size} = "
+                f"{episodes} episodes do not divide over learner.num_ranks * learner.updates_per_batch = "
+                f"{learner.num_ranks} * {learner.updates_per_batch} = {parts}; choose groups_per_batch a multiple of it"
+            )
+        if not algorithm.importance_min < 1.0 < algorithm.importance_max:
+            raise ValueError(
+                f"algorithm.importance_min = {algorithm.importance_min}, importance_max = {algorithm.importance_max}: "
+                "the interval must contain 1, or tokens on which both policies agree are masked; 0.5 and 2.0 are usual"
+            )
+        if learner.micro_batch_tokens < self.inference.max_model_len:
+            raise ValueError(
+                f"learner.micro_batch_tokens = {learner.micro_batch_tokens} is below inference.max_model_len = "
+                f"{self.inference.max_model_len}: the longest sequence must fit one micro-batch; raise the first or "
+                "lower the second"
+            )
+        for environment in self.environments:
+            if environment.completion_tokens >= self.inference.max_model_len:
+                raise ValueError(
+                    f"environment {environment.name!r}: completion_tokens = {environment.completion_tokens} leaves no "
+                    f"room for a prompt in inference.max_model_len = {self.inference.max_model_len}; raise the latter"
+                )
+        names = [environment.name for environment in self.environments]
+        if len(set(names)) < len(names):
+            raise ValueError(f"environments {names}: each may stand in the mixture once; add up their weights instead")
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """Absolute: Ray runs drivers and actors in folders of its own."""
+        return Path(self.run.folder).absolute() / self.run.name
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a TOML file, apply `section.key=value` overrides (values are TOML, bare words are strings), validate.
+
+    Raises `ConfigError`.
+    """
+    try:
+        tree = tomllib.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"no config file {str(path)!r}; configs/quickstart.toml is one to start from") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(tree, override)
+    return parse(tree, source=str(path))
+
+
+def parse(tree: dict[str, Any], *, source: str = "config") -> RunConfig:
+    """Validate a tree of plain values. Raises `ConfigError` with one line a mistake."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise ConfigError(f"{source}:\n  " + "\n  ".join(lines)) from None
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved config as JSON, every default written out."""
+    return config.model_dump_json(indent=2) + "\n"
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    node: Any = tree
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise ConfigError(
+                    f"override {override!r}: {'.'.join(keys[:depth])} is a list of {len(node)}; write its index, "
+                    f"as in {'.'.join(keys[:depth])}.0"
+                )
+            if last:
+                node[int(key)] = value
+            else:
+                node = node[int(key)]
+        elif isinstance(node, dict):
+            if last:
+                node[key] = value
+            else:
+                node = node.setdefault(key, {})
+        else:
+            raise ConfigError(f"override {override!r}: {'.'.join(keys[:depth])} is a value, not a table")
+
+
+def _explain(detail: Any) -> str:
+    location = [str(part) for part in detail["loc"]]
+    dotted = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        siblings = _known_keys(location[:-1])
+        close = difflib.get_close_matches(location[-1], siblings, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(siblings)}"
+        return f"{dotted}: unknown key; {hint}"
+    if detail["type"] == "missing":
+        return f"{dotted}: required, and not given"
+    message = detail["msg"].removeprefix("Value error, ")
+    if not dotted:
+        return str(message)
+    return f"{dotted} = {json.dumps(detail['input'], default=str)}: {message[0].lower() + message[1:]}"
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for key in location:
+        if key.isdigit():
+            continue
+        annotation = model.model_fields[key].annotation
+        candidates = [annotation, *get_args(annotation)]
+        nested = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)
