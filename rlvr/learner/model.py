@@ -1,0 +1,265 @@
+"""The policy and its MTP layer as one module: packed tokens in, log-probabilities out.
+
+    embed ---> trunk ---> h ---> final norm ---> head ---> log-probabilities, entropy
+      |                   |                       |
+      +---- detached -----+---> MTP layer ----> head (detached) ---> soft cross-entropy to the policy's top-k
+
+Nothing of the MTP loss reaches the trunk, the embeddings or the head. Logits exist only for tokens under the loss mask,
+and only for `ROWS_AT_ONCE` of them at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from rlvr.errors import ConfigError
+from rlvr.learner.attention import IMPLEMENTATION, Packing
+from rlvr.learner.mtp import CHECKPOINT_PREFIX, MtpLayer
+from rlvr.types import MicroBatch
+
+ROWS_AT_ONCE = 1024
+# Beside weights and config.json, what a checkpoint folder needs to be tokenized with and sampled from.
+COMPANION_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*tokens*.json", "chat_template*", "generation_config.json")
+
+
+class PolicyOutput(NamedTuple):
+    """Per token, shape [num_tokens], float32, at the given temperature; 0 where the loss mask is 0.
+
+    The `mtp_` members are float32 scalars: sums over the `mtp_count` tokens that the MTP layer could predict (loss mask
+    1 and two tokens before them in their sequence); without an MTP loss all are 0.
+    """
+
+    logprobs: Tensor  # of the token itself, given those before it
+    entropy: Tensor  # of the distribution it was drawn from; no gradient
+    mtp_loss: Tensor
+    mtp_count: Tensor
+    mtp_top1: Tensor  # how often the layer's favourite is the policy's
+    mtp_acceptance: Tensor  # sum of min(draft, policy) over the vocabulary: the chance that a drawn draft is accepted
+
+
+class PolicyModel(nn.Module):
+    """A Hugging Face causal language model with its head taken apart, and maybe an MTP layer."""
+
+    def __init__(self, policy: Any, mtp: MtpLayer | None = None) -> None:
+        """`policy` runs `rlvr_packed` attention; its head is replaced by one that never makes all logits at once."""
+        super().__init__()
+        head = policy.get_output_embeddings()
+        if getattr(head, "bias", None) is not None:
+            raise ConfigError(f"{type(policy).__name__} has a bias in its output head; choose a policy without one")
+        policy.lm_head = TokenScores(head.weight)
+        self.policy = policy
+        self.mtp = mtp
+
+    @classmethod
+    def load(cls, folder: str | Path, *, dtype: torch.dtype, gradient_checkpointing: bool = False) -> PolicyModel:
+        """Read a checkpoint folder, the MTP layer too where it has one. Raises `ConfigError`."""
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"policy {str(folder)!r} is no Hugging Face checkpoint: it has no config.json")
+        policy = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=IMPLEMENTATION)
+        if gradient_checkpointing:
+            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if not has_mtp(folder):
+            return cls(policy)
+        if policy.config.model_type != "qwen2":
+            raise ConfigError(
+                f"policy {str(folder)!r}: MTP layers are known for qwen2, not {policy.config.model_type!r}"
+            )
+        mtp = MtpLayer(policy.config).to(dtype)
+        mtp.load_state_dict(dict(_read_tensors(folder, CHECKPOINT_PREFIX)))
+        return cls(policy, mtp)
+
+    def forward(self, micro_batch: MicroBatch, temperature: float, *, mtp_top_k: int = 0) -> PolicyOutput:
+        """Score the tokens under the loss mask. `mtp_top_k` 0 leaves the MTP layer out.
+
+        The MTP loss at position `i` is the cross-entropy of its prediction of token `i + 2` to the `mtp_top_k`
+        likeliest tokens of the policy's own distribution at `i + 1`, renormalised, both at `temperature`.
+        """
+        batch = micro_batch
+        packing = Packing.of(batch.cu_seqlens, batch.position_ids)
+        trunk = self.policy.base_model
+        embeddings = self.policy.get_input_embeddings()(batch.token_ids)
+        before_norm: list[Tensor] = []
+        hook = trunk.norm.register_forward_pre_hook(lambda _, args: before_norm.append(args[0]))
+        try:
+            hidden = trunk(
+                inputs_embeds=embeddings[None],
+                position_ids=batch.position_ids[None],
+                use_cache=False,
+                packing=packing,
+            ).last_hidden_state[0]
+        finally:
+            hook.remove()
+
+        targets = batch.loss_mask.nonzero()[:, 0]
+        predictable = batch.position_ids[targets] >= 2
+        drafts = None
+        if self.mtp is not None and mtp_top_k > 0:
+            drafts = self.mtp(before_norm[0][0].detach(), embeddings.detach(), batch.position_ids, packing)
+            drafts = drafts[(targets - 2).clamp(min=0)]
+        scores = self.policy.lm_head(
+            hidden[targets - 1], batch.token_ids[targets], drafts, temperature=temperature, top_k=mtp_top_k
+        )
+        empty = torch.zeros_like(batch.loss_mask)
+        mtp_loss, mtp_top1, mtp_acceptance = ((score * predictable).sum() for score in scores[2:])
+        return PolicyOutput(
+            logprobs=empty.index_put((targets,), scores[0]),
+            entropy=empty.index_put((targets,), scores[1]),
+            mtp_loss=mtp_loss,
+            mtp_count=predictable.sum().float() if drafts is not None else empty.new_zeros(()),
+            mtp_top1=mtp_top1,
+            mtp_acceptance=mtp_acceptance,
+        )
+
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name as in a checkpoint, and parameter: first the policy's, then the MTP layer's. A tied head is left out."""
+        yield from self.policy.named_parameters()
+        if self.mtp is not None:
+            for name, parameter in self.mtp.named_parameters():
+                yield CHECKPOINT_PREFIX + name, parameter
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        companions: str | Path | None = None,
+        weights: Iterable[tuple[str, Tensor]] | None = None,
+    ) -> None:
+        """Write a checkpoint folder that transformers, vLLM and `load` read.
+
+        Tokenizer files and generation settings are copied from the folder `companions`. `weights` replaces the own
+        ones, where those are partitioned (ZeRO-3).
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights or self.named_weights()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        config = self.policy.config.to_dict() | {
+            "dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+        }
+        if self.mtp is not None:
+            # vLLM picks its classes by these two; model_type stays qwen2, so that no remote code is asked for.
+            config |= {"architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if companions is not None and Path(companions).resolve() != folder.resolve():
+            for file in sorted({file for pattern in COMPANION_FILES for file in Path(companions).glob(pattern)}):
+                shutil.copy(file, folder)
+
+
+class TokenScores(nn.Module):
+    """The output head: scores given tokens without ever holding the logits of all rows.
+
+    It owns the head's weight, so ZeRO-3 gathers it once for the one call a micro-batch makes (and once for its
+    backward), however many rows that call has: ranks with unlike batches stay in step.
+    """
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(
+        self, hidden: Tensor, tokens: Tensor, drafts: Tensor | None, *, temperature: float, top_k: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """`hidden` and `drafts` [rows, hidden_size], `tokens` [rows] -> five float32 tensors [rows].
+
+        log-probability of `tokens`; entropy; cross-entropy of `drafts` to the top `top_k` of `hidden`; whether their
+        favourites agree; sum of the smaller probabilities. The last three are 0 without `drafts`.
+        """
+        scores: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+        scores = _TokenScores.apply(hidden, drafts, self.weight, tokens, temperature, top_k)  # type: ignore[no-untyped-call]
+        return scores
+
+
+class _TokenScores(torch.autograd.Function):
+    """Forward chunk by chunk, and again in backward, where the gradient of each chunk has a closed form:
+
+    d logprob(y) / d logits = onehot(y) - p,    d cross_entropy(q) / d logits = p_draft - q    (p = softmax(logits))
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, drafts: Tensor | None, weight: Tensor, tokens: Tensor, temperature: float, top_k: int
+    ) -> tuple[Tensor, ...]:
+        out = torch.zeros(5, len(tokens), dtype=torch.float32, device=hidden.device)
+        top_k = min(top_k, weight.shape[0])
+        top_ids = tokens.new_zeros(len(tokens), top_k)
+        top_probs = out.new_zeros(len(tokens), top_k)
+        for rows in _chunks(len(tokens)):
+            logp = _log_softmax(hidden[rows], weight, temperature)
+            out[0, rows] = logp.gather(1, tokens[rows, None])[:, 0]
+            out[1, rows] = -(logp.exp() * logp).sum(1)
+            if drafts is not None:
+                draft_logp = _log_softmax(drafts[rows], weight, temperature)
+                values, top_ids[rows] = logp.topk(top_k, dim=1)
+                top_probs[rows] = values.softmax(1)
+                out[2, rows] = -(top_probs[rows] * draft_logp.gather(1, top_ids[rows])).sum(1)
+                out[3, rows] = (draft_logp.argmax(1) == top_ids[rows, 0]).float()
+                out[4, rows] = torch.minimum(draft_logp, logp).exp().sum(1)
+        ctx.save_for_backward(hidden, drafts, weight, tokens, top_ids, top_probs)
+        ctx.temperature = temperature
+        logprobs, entropy, mtp_loss, top1, acceptance = out.unbind()
+        ctx.mark_non_differentiable(entropy, top1, acceptance)
+        return logprobs.clone(), entropy, mtp_loss.clone(), top1, acceptance
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs: Tensor, _e: Tensor, grad_loss: Tensor, _t: Tensor, _a: Tensor) -> Any:
+        hidden, drafts, weight, tokens, top_ids, top_probs = ctx.saved_tensors
+        for_hidden = torch.zeros_like(hidden)
+        for_drafts = torch.zeros_like(drafts) if drafts is not None and ctx.needs_input_grad[1] else None
+        for_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        for rows in _chunks(len(tokens)):
+            slope = -_log_softmax(hidden[rows], weight, ctx.temperature).exp()
+            slope.scatter_add_(1, tokens[rows, None], torch.ones_like(slope[:, :1]))
+            slope *= grad_logprobs[rows, None] / ctx.temperature
+            for_hidden[rows] = slope.to(hidden.dtype) @ weight
+            if for_weight is not None:
+                for_weight += slope.to(hidden.dtype).t() @ hidden[rows]
+            if for_drafts is not None:
+                slope = _log_softmax(drafts[rows], weight, ctx.temperature).exp()
+                slope.scatter_add_(1, top_ids[rows], -top_probs[rows])
+                slope *= grad_loss[rows, None] / ctx.temperature
+                for_drafts[rows] = slope.to(drafts.dtype) @ weight
+        return for_hidden, for_drafts, for_weight if for_weight is None else for_weight.to(weight.dtype), *[None] * 3
+
+
+def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    logits = (hidden @ weight.t()).float()
+    return (logits / temperature).log_softmax(1)
+
+
+def _chunks(num_rows: int) -> Iterator[slice]:
+    return (slice(start, start + ROWS_AT_ONCE) for start in range(0, num_rows, ROWS_AT_ONCE))
+
+
+def has_mtp(folder: str | Path) -> bool:
+    """Whether the checkpoint carries an MTP layer, from its index or safetensors header alone."""
+    return any(name.startswith(CHECKPOINT_PREFIX) for name in _tensor_files(Path(folder)))
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+    single = folder / "model.safetensors"
+    if not single.is_file():
+        return {}
+    with safe_open(single, "pt") as tensors:
+        return dict.fromkeys(tensors.keys(), single)
+
+
+def _read_tensors(folder: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Tensors whose name starts with `prefix`, under the rest of their name."""
+    for name, file in _tensor_files(folder).items():
+        if name.startswith(prefix):
+            with safe_open(file, "pt") as tensors:
+                yield name.removeprefix(prefix), tensors.get_tensor(name)
