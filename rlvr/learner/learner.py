@@ -1,0 +1,383 @@
+"""One rank of the learner: packed batches in, weights of the next version out.
+
+    step:     [proximal pass]  ->  for each update: forward, loss, backward per micro-batch  ->  clip apart  ->  AdamW
+
+Policy and MTP layer are two parameter groups of one optimizer, each with its own learning rate and its own gradient
+clip: their losses share no parameter, and under one joint norm the larger of the two would shrink the other's update.
+Every method is a collective: all ranks call it, in the same order.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from rlvr.algorithms.loss import policy_loss
+from rlvr.config import RunConfig
+from rlvr.errors import ConfigError
+from rlvr.learner.checkpoint import load_state, save_state
+from rlvr.learner.model import PolicyModel
+from rlvr.types import MicroBatch
+
+GATHER_BYTES = 64 * 2**20
+# Below so many elements ZeRO-3 keeps a parameter whole on every rank: norms and biases, no matrix.
+PERSISTENT_ELEMENTS = 10_000
+
+Update = tuple[Sequence[MicroBatch], int]  # this rank's micro-batches, and the loss tokens of all ranks'
+
+
+class Learner:
+    """A plain class: the controller makes it a Ray actor, one a rank."""
+
+    def __init__(
+        self, *, config: RunConfig, model_folder: str, rank: int, world_size: int, master_addr: str, master_port: int
+    ) -> None:
+        """Join the other ranks and load the checkpoint in `model_folder`. One learner a process.
+
+        Raises `ConfigError` for a checkpoint or a ZeRO stage that does not fit the rest.
+        """
+        os.environ.update(
+            MASTER_ADDR=master_addr,
+            MASTER_PORT=str(master_port),
+            RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            LOCAL_RANK="0",  # Ray shows each actor its own GPU only
+        )
+        self.config = config
+        self.rank = rank
+        self.world_size = world_size
+        self.model_folder = model_folder
+        self.num_updates = 0
+        settings = config.learner
+        torch.set_num_threads(settings.num_threads)
+        random.seed(config.run.seed)
+        np.random.seed(config.run.seed)
+        torch.manual_seed(config.run.seed)
+        transformers_logging.disable_progress_bar()
+
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = settings.dtype if settings.dtype != "auto" else "bfloat16" if self.device.type == "cuda" else "float32"
+        self.dtype = torch.bfloat16 if wanted == "bfloat16" else torch.float32
+        if self.dtype == torch.bfloat16 and settings.zero_stage == 0:
+            raise ConfigError(
+                "learner.zero_stage = 0 with learner.dtype = bfloat16: without ZeRO there are no float32 master "
+                "weights; set learner.zero_stage to 1 (the same on a single rank) or learner.dtype to float32"
+            )
+        self.engine = self._start_deepspeed()
+        self.model: PolicyModel = self.engine.module
+
+    def _start_deepspeed(self) -> Any:
+        import deepspeed
+        from transformers.integrations import HfDeepSpeedConfig
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # Else init_distributed compiles a shared-memory extension, for minutes, which gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend="nccl" if self.device.type == "cuda" else "gloo", verbose=False)
+        ds_config = self._deepspeed_config()
+        # While this object lives, transformers loads weights straight into ZeRO-3's partitions. Bare zero.Init would
+        # leave them wrongly initialised, silently.
+        partitioned_loading = HfDeepSpeedConfig(ds_config) if self.config.learner.zero_stage == 3 else None
+        model = PolicyModel.load(
+            self.model_folder, dtype=self.dtype, gradient_checkpointing=self.config.learner.gradient_checkpointing
+        ).train()
+        del partitioned_loading
+        optimizer = torch.optim.AdamW(
+            self._parameter_groups(model),
+            betas=self.config.learner.betas,
+            weight_decay=self.config.learner.weight_decay,
+        )
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+        for name, buffer in model.named_buffers():
+            # DeepSpeed casts buffers with the weights, but rotary frequencies must stay float32.
+            buffer.data = buffers[name].to(buffer.device)
+        return engine
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        return {
+            # Sizes of a batch are ours to know: the gradient's scale is in the loss, and `step` says where a step ends.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "bf16": {"enabled": self.dtype == torch.bfloat16},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "zero_optimization": {
+                "stage": self.config.learner.zero_stage,
+                "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+            },
+            "steps_per_print": 2**31,
+        }
+
+    def _parameter_groups(self, model: PolicyModel) -> list[dict[str, Any]]:
+        """The policy first, then the MTP layer where it is trained."""
+        settings = self.config.learner
+        groups = [{"params": list(model.policy.parameters()), "lr": settings.learning_rate}]
+        if settings.mtp.train:
+            if model.mtp is None:
+                raise ConfigError(
+                    f"learner.mtp.train = true, but the policy {self.model_folder!r} has no MTP layer "
+                    "(no model.mtp_layers.0.* tensors); set learner.mtp.train = false and inference.num_draft_tokens = "
+                    "0, or choose a policy with one"
+                )
+            groups.append({"params": list(model.mtp.parameters()), "lr": settings.mtp.learning_rate})
+        elif model.mtp is not None:
+            model.mtp.requires_grad_(False)
+        return groups
+
+    def step(self, updates: Sequence[Update]) -> dict[str, float]:
+        """Learn from one batch: one optimizer step for each of `updates`, all against the same proximal policy.
+
+        All ranks must bring equally many updates, of equally many micro-batches each. Returns metrics over all ranks,
+        the same on each; with several updates, means over their tokens, and over the updates for gradient norms.
+        Raises `FloatingPointError` for a gradient that is not finite, before it reaches the weights.
+        """
+        start = time.perf_counter()
+        local = [([self._to_device(batch) for batch in shard], num_loss_tokens) for shard, num_loss_tokens in updates]
+        # The first update of a batch starts at the proximal policy; only later ones need it written down.
+        proximal = [[self._score(batch) for batch in shard] for shard, _ in local] if len(local) > 1 else None
+        totals: dict[str, Tensor] = {}
+        norms: list[dict[str, float]] = []
+        for i, (shard, num_loss_tokens) in enumerate(local):
+            for j, batch in enumerate(shard):
+                self.engine.set_gradient_accumulation_boundary(j == len(shard) - 1)
+                sums = self._backward(batch, proximal[i][j] if proximal else None, max(1, num_loss_tokens))
+                for name, value in sums.items():
+                    merge = torch.maximum if name.endswith("_max") else torch.add
+                    totals[name] = merge(totals[name], value) if name in totals else value
+            norms.append(self._clip_gradients())
+            self._set_learning_rates()
+            self.engine.step()
+            self.num_updates += 1
+        metrics = self._metrics(totals, time.perf_counter() - start)
+        return metrics | {name: sum(each[name] for each in norms) / len(norms) for name in norms[0]}
+
+    def _backward(self, batch: MicroBatch, proximal: Tensor | None, num_loss_tokens: int) -> dict[str, Tensor]:
+        """Accumulate the gradient of one micro-batch; its sums for metrics."""
+        settings, algorithm = self.config.learner, self.config.algorithm
+        output = self.engine(
+            batch, self.config.rollout.temperature, mtp_top_k=settings.mtp.top_k if settings.mtp.train else 0
+        )
+        loss, sums = policy_loss(
+            output.logprobs,
+            output.logprobs if proximal is None else proximal,
+            batch.behaviour_logprobs,
+            batch.advantages,
+            batch.loss_mask,
+            clip_low=algorithm.clip_low,
+            clip_high=algorithm.clip_high,
+            importance_min=algorithm.importance_min,
+            importance_max=algorithm.importance_max,
+            num_loss_tokens=num_loss_tokens,
+        )
+        # DeepSpeed averages gradients over ranks, but the divisor is already a count over all of them.
+        self.engine.backward((loss + output.mtp_loss / num_loss_tokens) * self.world_size)
+        return {
+            **sums,
+            "loss": loss.detach() * num_loss_tokens,
+            "num_loss_tokens": batch.loss_mask.sum(),
+            "num_tokens": batch.loss_mask.new_tensor(float(len(batch.token_ids))),
+            "entropy": output.entropy.sum(),
+            "mtp_loss": output.mtp_loss.detach(),
+            "mtp_count": output.mtp_count,
+            "mtp_top1": output.mtp_top1,
+            "mtp_acceptance": output.mtp_acceptance,
+        }
+
+    @torch.no_grad()
+    def _score(self, batch: MicroBatch) -> Tensor:
+        logprobs: Tensor = self.engine(batch, self.config.rollout.temperature).logprobs
+        return logprobs
+
+    def _clip_gradients(self) -> dict[str, float]:
+        settings = self.config.learner
+        limits = {"policy": settings.max_grad_norm, "mtp": settings.mtp.max_grad_norm}
+        groups = _group_gradients(self.engine, settings.zero_stage)
+        partitioned = settings.zero_stage > 0
+        norms = clip_apart(groups, [limits[name] for name, _ in zip(limits, groups, strict=False)], partitioned)
+        named = {f"grad_norm/{name}": norm for name, norm in zip(limits, norms, strict=False)}
+        for name, norm in named.items():
+            if not math.isfinite(norm):
+                raise FloatingPointError(f"{name} is {norm} in update {self.num_updates}; the weights are still whole")
+        return named
+
+    def _set_learning_rates(self) -> None:
+        """Linear warm-up over the first `warmup_steps` updates; each group from its own rate."""
+        settings = self.config.learner
+        factor = min(1.0, (self.num_updates + 1) / max(1, settings.warmup_steps))
+        rates = (settings.learning_rate, settings.mtp.learning_rate)
+        for group, rate in zip(self.engine.optimizer.param_groups, rates, strict=False):
+            group["lr"] = rate * factor
+
+    def _metrics(self, totals: dict[str, Tensor], seconds: float) -> dict[str, float]:
+        sums = {name: value for name, value in totals.items() if not name.endswith("_max")}
+        summed = torch.stack([value.double() for value in sums.values()])
+        dist.all_reduce(summed)
+        largest = totals["logprob_diff_max"].clone()
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        total = dict(zip(sums, summed.tolist(), strict=True))
+        tokens = max(1.0, total["num_loss_tokens"])
+        predicted = max(1.0, total["mtp_count"])
+        metrics = {
+            "loss/policy": total["loss"] / tokens,
+            "policy/entropy": total["entropy"] / tokens,
+            "policy/clip_fraction": total["clipped"] / tokens,
+            "importance/masked_fraction": total["importance_masked"] / tokens,
+            "importance/logprob_diff/mean": total["logprob_diff"] / tokens,
+            "importance/logprob_diff/mean_abs": total["logprob_diff_abs"] / tokens,
+            "importance/logprob_diff/max": float(largest),
+            "learner/learning_rate": self.engine.optimizer.param_groups[0]["lr"],
+            "learner/num_loss_tokens": total["num_loss_tokens"],
+            "learner/num_tokens": total["num_tokens"],
+            "learner/step_seconds": seconds,
+        }
+        if self.config.learner.mtp.train:
+            metrics |= {
+                "mtp/loss": total["mtp_loss"] / predicted,
+                "mtp/top1_agreement": total["mtp_top1"] / predicted,
+                "mtp/expected_acceptance": total["mtp_acceptance"] / predicted,
+            }
+        return metrics
+
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probability of each token given those before it, at temperature 1; 0.0 for the first."""
+        length = len(token_ids)
+        mask = torch.ones(length)
+        mask[0] = 0
+        batch = MicroBatch(
+            token_ids=torch.tensor(token_ids, dtype=torch.int64),
+            position_ids=torch.arange(length),
+            cu_seqlens=torch.tensor([0, length], dtype=torch.int32),
+            loss_mask=mask,
+            behaviour_logprobs=torch.zeros(length),
+            advantages=torch.zeros(length),
+        )
+        with torch.no_grad():
+            values: list[float] = self.engine(self._to_device(batch), 1.0).logprobs.tolist()
+        return values
+
+    def weights(self) -> list[tuple[str, str, np.ndarray[Any, Any]]] | None:
+        """On rank 0: (checkpoint name, dtype, array) of every tensor, the policy's first, then the MTP layer's.
+
+        Arrays are copies in the training dtype; numpy has no bfloat16, so those are uint16 of the same bits. `None` on
+        the other ranks.
+        """
+        tensors = [(name, _name_of(tensor.dtype), _as_numpy(tensor)) for name, tensor in self._full_weights()]
+        return tensors if self.rank == 0 else None
+
+    def export(self, folder: str | Path) -> None:
+        """Write a Hugging Face checkpoint that vLLM loads, MTP layer and tokenizer included. Rank 0 writes."""
+        weights = list(self._full_weights())
+        if self.rank == 0:
+            self.model.save(folder, companions=self.model_folder, weights=weights)
+        dist.barrier()
+
+    def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Copies in main memory, on rank 0; nothing on the others, which must exhaust it all the same (ZeRO-3)."""
+        for bucket in _buckets(self.model.named_weights(), GATHER_BYTES):
+            with self._gathered([parameter for _, parameter in bucket]):
+                for name, parameter in bucket if self.rank == 0 else ():
+                    yield name, parameter.detach().to("cpu", copy=True).contiguous()
+
+    def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        if self.config.learner.zero_stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameters)
+        return context
+
+    def save(self, folder: str | Path) -> None:
+        """Write the whole state for `load`. A folder is complete once `save` has returned on every rank."""
+        save_state(self.engine, Path(folder), layout=self._layout(), progress={"num_updates": self.num_updates})
+        dist.barrier()
+
+    def load(self, folder: str | Path) -> None:
+        """Go on bit for bit from what `save` wrote, with as many ranks. Raises `CheckpointError`."""
+        self.num_updates = load_state(self.engine, Path(folder), layout=self._layout())["num_updates"]
+
+    def _layout(self) -> dict[str, Any]:
+        return {
+            "num_ranks": self.world_size,
+            "zero_stage": self.config.learner.zero_stage,
+            "dtype": _name_of(self.dtype),
+            "mtp.train": self.config.learner.mtp.train,
+        }
+
+    def close(self) -> None:
+        """Leave the process group."""
+        dist.destroy_process_group()
+
+    def _to_device(self, batch: MicroBatch) -> MicroBatch:
+        if self.device.type == "cpu":
+            return batch
+        return MicroBatch(**{field.name: getattr(batch, field.name).to(self.device) for field in fields(batch)})
+
+
+def _group_gradients(engine: Any, zero_stage: int) -> list[list[Tensor]]:
+    """The gradients that the next `engine.step()` will apply, by parameter group; changing them in place counts.
+
+    After the backward pass at an accumulation boundary, ZeRO 1 to 3 hold this rank's share of the averaged gradient in
+    `averaged_gradients`: by parameter group in stages 1 and 2, by sub-group in stage 3. Read in DeepSpeed 0.19.8.
+    """
+    optimizer = engine.optimizer
+    groups: list[list[Tensor]] = [[] for _ in optimizer.param_groups]
+    if zero_stage == 0:
+        return [[p.grad for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+    for index, gradients in optimizer.averaged_gradients.items():
+        groups[optimizer.sub_group_to_group_id[index] if zero_stage == 3 else index] += gradients
+    return groups
+
+
+def clip_apart(groups: Sequence[Sequence[Tensor]], limits: Sequence[float], partitioned: bool) -> list[float]:
+    """Scale each group of gradients, in place, to at most its own limit of the global L2 norm; the norms before.
+
+    `partitioned`: each rank holds a share of every gradient, so squares are added up over ranks.
+    """
+    device = groups[0][0].device
+    squares = [torch.stack([gradient.double().square().sum() for gradient in group]).sum() for group in groups]
+    totals = torch.stack(squares).to(device)
+    if partitioned:
+        dist.all_reduce(totals)
+    norms: list[float] = totals.sqrt().tolist()
+    for group, norm, limit in zip(groups, norms, limits, strict=True):
+        if norm > limit:
+            for gradient in group:
+                gradient.mul_(limit / norm)
+    return norms
+
+
+def _buckets(weights: Iterable[tuple[str, nn.Parameter]], max_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    """Consecutive weights together, up to `max_bytes` a bucket or a single larger one."""
+    bucket: list[tuple[str, nn.Parameter]] = []
+    size = 0
+    for name, parameter in weights:
+        needed = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        if bucket and size + needed > max_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, parameter))
+        size += needed
+    if bucket:
+        yield bucket
+
+
+def _as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
