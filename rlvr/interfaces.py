@@ -75,7 +75,10 @@ class Environment(ABC):
         raise ConfigError(f"environment {self.name!r} has no gold answers; write `gold(task)` to have them checked")
 
     def setup(self) -> None:
-        """Called once a worker, before its first episode: make what the episodes share."""
+        """Called once a worker, before its first episode: make what the episodes share (a pool, a database template).
+
+        Each episode then gets a shallow copy of this object.
+        """
 
     def close(self) -> None:
         """Called once a worker, at its end."""

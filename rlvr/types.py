@@ -100,7 +100,8 @@ class Completion:
     """What an engine returned for one call; the four sequences have one entry a token.
 
     `logprobs` are natural-log probabilities under the distribution drawn from (temperature included).
-    `loss_mask` is 0 on forced tokens, 1 on sampled ones.
+    `loss_mask` is 0 on forced tokens, 1 on sampled ones. Of `num_draft_tokens` that the MTP layer proposed on the way,
+    the policy took `num_accepted_tokens`.
     """
 
     token_ids: tuple[int, ...]
@@ -108,6 +109,8 @@ class Completion:
     loss_mask: tuple[int, ...]
     finish_reason: FinishReason
     weight_spans: tuple[WeightSpan, ...]
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
     def __post_init__(self) -> None:
         lengths = {len(self.token_ids), len(self.logprobs), len(self.loss_mask)}

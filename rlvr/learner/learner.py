@@ -32,6 +32,7 @@ from rlvr.errors import ConfigError
 from rlvr.learner.checkpoint import load_state, save_state
 from rlvr.learner.model import PolicyModel
 from rlvr.types import MicroBatch
+from rlvr.weights import PackedWeights, pack
 
 GATHER_BYTES = 64 * 2**20
 # Below so many elements ZeRO-3 keeps a parameter whole on every rank: norms and biases, no matrix.
@@ -269,14 +270,10 @@ class Learner:
             values: list[float] = self.engine(self._to_device(batch), 1.0).logprobs.tolist()
         return values
 
-    def weights(self) -> list[tuple[str, str, np.ndarray[Any, Any]]] | None:
-        """On rank 0: (checkpoint name, dtype, array) of every tensor, the policy's first, then the MTP layer's.
-
-        Arrays are copies in the training dtype; numpy has no bfloat16, so those are uint16 of the same bits. `None` on
-        the other ranks.
-        """
-        tensors = [(name, _name_of(tensor.dtype), _as_numpy(tensor)) for name, tensor in self._full_weights()]
-        return tensors if self.rank == 0 else None
+    def weights(self, version: int) -> PackedWeights | None:
+        """On rank 0 a copy of all weights in the training dtype, labelled `version`; `None` on the other ranks."""
+        tensors = list(self._full_weights())
+        return pack(version, tensors) if self.rank == 0 else None
 
     def export(self, folder: str | Path) -> None:
         """Write a Hugging Face checkpoint that vLLM loads, MTP layer and tokenizer included. Rank 0 writes."""
@@ -331,12 +328,15 @@ def _group_gradients(engine: Any, zero_stage: int) -> list[list[Tensor]]:
     """The gradients that the next `engine.step()` will apply, by parameter group; changing them in place counts.
 
     After the backward pass at an accumulation boundary, ZeRO 1 to 3 hold this rank's share of the averaged gradient in
-    `averaged_gradients`: by parameter group in stages 1 and 2, by sub-group in stage 3. Read in DeepSpeed 0.19.8.
+    `averaged_gradients`: by parameter group in stages 1 and 2, by sub-group in stage 3. Stage 1 in bfloat16 has an
+    optimizer of its own (BF16_Optimizer), with one flat share a group. Read in DeepSpeed 0.19.8.
     """
     optimizer = engine.optimizer
-    groups: list[list[Tensor]] = [[] for _ in optimizer.param_groups]
     if zero_stage == 0:
         return [[p.grad for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+    if hasattr(optimizer, "fp32_groups_gradient_flat_partition"):
+        return [[share] for share in optimizer.fp32_groups_gradient_flat_partition]
+    groups: list[list[Tensor]] = [[] for _ in optimizer.param_groups]
     for index, gradients in optimizer.averaged_gradients.items():
         groups[optimizer.sub_group_to_group_id[index] if zero_stage == 3 else index] += gradients
     return groups
@@ -373,10 +373,6 @@ def _buckets(weights: Iterable[tuple[str, nn.Parameter]], max_bytes: int) -> Ite
         size += needed
     if bucket:
         yield bucket
-
-
-def _as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _name_of(dtype: torch.dtype) -> str:

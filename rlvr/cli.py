@@ -1,0 +1,90 @@
+"""The `rlvr` command. Thin: every command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+from rlvr import __version__
+from rlvr.errors import ConfigError, RlvrError
+
+OWN_PACKAGES = ("environments", "verifiers", "sandbox")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. Errors meant for the user are one paragraph on standard error, and code 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        check_package_names()
+        code: int = options.command(options)
+    except RlvrError as error:
+        print(f"rlvr: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def check_package_names() -> None:
+    """The generic names of our packages must lead here. Raises `ConfigError`, naming what to uninstall."""
+    home = Path(__file__).resolve().parent.parent
+    for name in OWN_PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise ConfigError(f"package {name!r} of rlvr cannot be found; reinstall rlvr")
+        if Path(spec.origin).resolve().parent.parent != home:
+            others = [other for other in packages_distributions().get(name, []) if other != "rlvr"]
+            way_out = f"pip uninstall {' '.join(others)}" if others else f"run rlvr where no folder {name!r} shadows it"
+            raise ConfigError(f"{name!r} resolves to {spec.origin}, not to rlvr's own package; {way_out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rlvr", description="Reinforcement learning from verifiable rewards.")
+    parser.add_argument("--version", action="version", version=f"rlvr {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, function, summary in (
+        ("train", _train, "train a policy, or go on with a run that was stopped"),
+        ("plan", _plan, "check a configuration and print it with every default written out"),
+    ):
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.add_argument("config", help="a TOML file, such as configs/quickstart.toml")
+        command.add_argument("overrides", nargs="*", help="settings to change, as in learner.learning_rate=1e-4")
+        command.set_defaults(command=function)
+    environments = commands.add_parser("env", help="environments").add_subparsers(required=True, metavar="COMMAND")
+    environments.add_parser("list", help="the environments that are installed").set_defaults(command=_list_environments)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    from rlvr.config import load
+    from rlvr.train import train
+
+    train(load(options.config, options.overrides))
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from rlvr.config import dump, load
+    from rlvr.plugins import make_environment
+
+    config = load(options.config, options.overrides)
+    for section in config.environments:
+        make_environment(section.name, section.settings)
+    print(dump(config), end="")
+    return 0
+
+
+def _list_environments(_options: argparse.Namespace) -> int:
+    from rlvr.plugins import list_environments
+
+    for plugin in list_environments():
+        print(f"{plugin.name:20} {plugin.distribution} {plugin.version:10} {plugin.summary}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

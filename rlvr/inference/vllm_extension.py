@@ -1,0 +1,137 @@
+"""What rlvr adds to a vLLM worker process. vLLM imports this module there, as the engine's `worker_extension_cls`.
+
+Importing it registers the weight-transfer backend `rlvr_memory`, makes drafts obey a request's seed, and cures a
+defect of vLLM's CPU path.
+
+vLLM 0.32.0 on the CPU samples wrongly when it drafts: `cpu_triton_utils._expand_kernel_impl` fills an int64 *copy* of
+its output and never copies back, so `expand_batch_to_tokens` returns uninitialised temperatures, top-p and top-k
+(upstream issue 55005). `tests/integration/test_engine.py` holds the statistical test that fails without the cure.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import vllm
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.platforms import current_platform
+from vllm.v1.sample import rejection_sampler
+from vllm.v1.spec_decode import llm_base_proposer
+
+from rlvr.weights import Entry, checksums, unpack
+
+BACKEND = "rlvr_memory"
+_BROKEN_ON_CPU = ("0.32.0",)
+
+
+@dataclass
+class MemoryUpdateInfo(WeightTransferUpdateInfo):
+    """A shared-memory file of another process of this machine, and what lies in it (`rlvr.weights.Entry` fields)."""
+
+    path: str
+    manifest: list[list[Any]]
+
+
+class MemoryTransferEngine(WeightTransferEngine[WeightTransferInitInfo, MemoryUpdateInfo]):
+    """Loads packed weights out of shared memory into whichever model the session targets, policy or draft."""
+
+    init_info_cls = WeightTransferInitInfo
+    update_info_cls = MemoryUpdateInfo
+    last_checksums: tuple[int, int] = (0, 0)
+
+    def init_transfer_engine(self, init_info: WeightTransferInitInfo) -> None:
+        """Nothing to shake hands about: the memory is named in every update."""
+
+    def start_weight_update(self) -> None:
+        # Plain `load_weights` fails on the CPU, where linear weights are packed and emptied after the first load.
+        initialize_layerwise_reload(self.model)
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def receive_weights(self, update_info: MemoryUpdateInfo) -> None:
+        manifest = [
+            Entry(name, dtype, tuple(shape), offset, size) for name, dtype, shape, offset, size in update_info.manifest
+        ]
+        with Path(update_info.path).open("rb") as file:
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        buffer = torch.frombuffer(memory, dtype=torch.uint8)
+        self.last_checksums = tuple(checksums(manifest, np.frombuffer(memory, dtype=np.uint8)))
+        with disable_mtp_completeness_check():
+            self.model.load_weights(unpack(manifest, buffer))
+
+    def shutdown(self) -> None:
+        """Nothing is held between updates."""
+
+
+class WorkerExtension:
+    """Methods that vLLM mixes into its worker; `collective_rpc` reaches them by name."""
+
+    def rlvr_checksums(self) -> tuple[int, int]:
+        """CRC-32 of policy and draft bytes that the last update read, as the worker process saw them."""
+        return self.weight_transfer_engine.last_checksums  # type: ignore[attr-defined, no-any-return]
+
+    def rlvr_process_id(self) -> int:
+        """So that a test can kill the process that holds the model."""
+        return os.getpid()
+
+
+def _expand_batch_to_tokens(
+    x: torch.Tensor, cu_num_tokens: torch.Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+) -> torch.Tensor:
+    lengths = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
+    replaced = torch.where(x == replace_from, torch.as_tensor(replace_to, dtype=x.dtype), x)
+    return replaced.repeat_interleave(lengths, output_size=num_tokens)
+
+
+def _cure_cpu_sampling() -> None:
+    if not current_platform.is_cpu() or vllm.__version__.split("+")[0] not in _BROKEN_ON_CPU:
+        return
+    original = rejection_sampler.apply_sampling_constraints
+
+    def apply_sampling_constraints(logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # A step in which no request drafted has no rows here, and top-k without top-p fails on that.
+        return logits if logits.shape[0] == 0 else original(logits, *args, **kwargs)
+
+    rejection_sampler.expand_batch_to_tokens = _expand_batch_to_tokens
+    rejection_sampler.apply_sampling_constraints = apply_sampling_constraints
+
+
+def _seed_drafts() -> None:
+    """Draw the drafts of a seeded request from its own generator; vLLM draws them from the process's.
+
+    Without this a seed does not repeat a completion, since which drafts are proposed decides which random numbers the
+    policy's tokens are drawn with.
+    """
+    original = llm_base_proposer.compute_probs_and_sample_next_token
+
+    def seeded(logits: torch.Tensor, metadata: Any, use_fp64_gumbel: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        token_ids, probs = original(logits, metadata, use_fp64_gumbel)
+        if metadata.all_greedy or not metadata.generators or use_fp64_gumbel:
+            return token_ids, probs
+        for row, generator in metadata.generators.items():
+            if metadata.temperature[row] > 0:
+                noise = torch.empty_like(probs[row]).exponential_(generator=generator)
+                token_ids[row] = (probs[row] / noise).argmax()
+        return token_ids, probs
+
+    llm_base_proposer.compute_probs_and_sample_next_token = seeded
+
+
+_seed_drafts()
+_cure_cpu_sampling()
+if BACKEND not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(BACKEND, MemoryTransferEngine)

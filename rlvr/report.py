@@ -1,0 +1,66 @@
+"""What a run shows on the screen: one live line, and a table at the end. Plain lines where the output is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+class Reporter:
+    """Writes to standard output. Times are since it was made."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._status = self._console.status("") if self._console.is_terminal else None
+        self._started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(Text(f"[{self._clock()}] {text}"))
+
+    def progress(self, text: str) -> None:
+        """The live line; without a terminal, a line like any other."""
+        if self._status is None:
+            self.say(text)
+            return
+        self._status.start()
+        self._status.update(Text(f"[{self._clock()}] {text}"))
+
+    def step(
+        self, metrics: Mapping[str, float], *, num_steps: int, accuracy: float | None, left_seconds: float
+    ) -> None:
+        """The progress of training, from one step's metrics."""
+        parts = [
+            f"step {int(metrics['step'])}/{num_steps}",
+            f"held-out {accuracy:.1%}" if accuracy is not None else "held-out -",
+            f"reward {metrics.get('reward/mean', float('nan')):+.2f}",
+            f"staleness {metrics['staleness/mean']:.1f} (max {int(metrics['staleness/max'])})",
+            f"accepted {metrics['draft/acceptance']:.0%}" if "draft/acceptance" in metrics else "no drafts",
+            f"{metrics['rollout/tokens_per_second']:,.0f} tokens/s",
+            f"{_minutes(left_seconds)} left",
+        ]
+        self.progress("  ".join(parts))
+
+    def table(self, title: str, rows: Mapping[str, tuple[str, str]]) -> None:
+        """Before and after."""
+        self.close()
+        table = Table("", "before", "after", title=title, title_justify="left")
+        for name, (before, after) in rows.items():
+            table.add_row(name, before, after)
+        self._console.print(table)
+
+    def close(self) -> None:
+        """Leave the live line as it is."""
+        if self._status is not None:
+            self._status.stop()
+
+    def _clock(self) -> str:
+        return _minutes(time.monotonic() - self._started)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

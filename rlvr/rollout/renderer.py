@@ -1,0 +1,92 @@
+"""Messages to tokens and back, through the policy's own chat template.
+
+Only *new* messages become tokens; what the model sampled is never decoded and encoded again, so a training sequence
+holds exactly the tokens that were sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from rlvr.types import Message
+
+THINK_START, THINK_END = "<think>", "</think>"
+
+
+class Tokenizer(Protocol):
+    """What is used of a Hugging Face tokenizer."""
+
+    eos_token: str
+    eos_token_id: int
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
+
+    def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = ...) -> str: ...
+
+
+class Renderer:
+    """Renders one policy's conversations."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._think_end = (tokenizer.encode(THINK_END, add_special_tokens=False) or [-1])[0]
+        # What the template writes between an assistant's last token and whatever follows.
+        self._probe = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        self._before = self._text(self._probe, add_generation_prompt=False)
+
+    def start(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The whole prompt of a first turn, up to where the model goes on."""
+        return self._encode(self._text([_plain(message) for message in messages], add_generation_prompt=True))
+
+    def follow(self, completion_ids: Sequence[int], messages: Sequence[Message]) -> tuple[int, ...]:
+        """The tokens between a completion and the next: its end (if it was cut off), the new messages, the opening."""
+        whole = self._text(self._probe + [_plain(message) for message in messages], add_generation_prompt=True)
+        eos = self._tokenizer.eos_token
+        _, _, after_eos = self._before.rpartition(eos)
+        ended = bool(completion_ids) and completion_ids[-1] == self._tokenizer.eos_token_id
+        return self._encode(("" if ended else eos) + after_eos + whole[len(self._before) :])
+
+    def parse(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Message:
+        """The assistant's message: what stands before `</think>` is its thought, the rest its content.
+
+        A thought that never closes leaves the content empty.
+        """
+        ids = list(completion_ids)
+        if ids and ids[-1] == self._tokenizer.eos_token_id:
+            ids.pop()
+        text = self._tokenizer.decode(ids, skip_special_tokens=False)
+        thinking, closed, content = text.partition(THINK_END)
+        if closed:
+            return Message(role="assistant", content=content, thinking=_after(thinking, THINK_START))
+        if THINK_START in text:
+            content, _, thinking = text.partition(THINK_START)
+            return Message(role="assistant", content=content, thinking=thinking)
+        tail = self._tokenizer.decode(list(prompt_ids), skip_special_tokens=False)
+        if tail.rfind(THINK_START) > tail.rfind(THINK_END):
+            return Message(role="assistant", content="", thinking=text)
+        return Message(role="assistant", content=text)
+
+    def num_thinking_tokens(self, completion_ids: Sequence[int]) -> int:
+        """How many tokens of a completion stand before its `</think>`; all of them if it never closes."""
+        ids = list(completion_ids)
+        return ids.index(self._think_end) if self._think_end in ids else len(ids)
+
+    def _text(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        return text
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def _plain(message: Message) -> dict[str, str]:
+    return {"role": message.role, "content": message.content}
+
+
+def _after(text: str, mark: str) -> str:
+    return text.partition(mark)[2] if mark in text else text

@@ -1,0 +1,75 @@
+"""Plays many groups at once against the engines. A plain class; the controller makes it a Ray actor."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from rlvr.interfaces import Environment, Sampler
+from rlvr.plugins import make_environment
+from rlvr.rollout.play import play
+from rlvr.rollout.renderer import Renderer, Tokenizer
+from rlvr.types import Group, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What the controller asks of a worker: `group_size` episodes of one task. `ticket` numbers the draw."""
+
+    ticket: int
+    task: Task
+    group_size: int
+    temperature: float
+    birth_version: int
+    seed: int
+
+
+class RolloutWorker:
+    """Owns the environments' shared state, from `setup` to `close`."""
+
+    def __init__(
+        self,
+        *,
+        environments: dict[str, dict[str, Any]],
+        tokenizer: Tokenizer,
+        sampler: Sampler,
+        max_model_len: int,
+    ) -> None:
+        """`environments` maps the config's names to settings."""
+        self._settings = environments
+        self._renderer = Renderer(tokenizer)
+        self._sampler = sampler
+        self._max_model_len = max_model_len
+        self._shared = {name: make_environment(name, settings) for name, settings in environments.items()}
+        for environment in self._shared.values():
+            environment.setup()
+
+    async def play(self, order: Order) -> Group:
+        """All episodes of a task, at once. Raises what the engines raise."""
+        episodes = await asyncio.gather(
+            *(
+                play(
+                    order.task,
+                    episode_id=f"{order.task.id}@{order.ticket}#{index}",
+                    environment=self._single_use(order.task.environment),
+                    sampler=self._sampler,
+                    renderer=self._renderer,
+                    max_model_len=self._max_model_len,
+                    temperature=order.temperature,
+                    seed=order.seed,
+                )
+                for index in range(order.group_size)
+            )
+        )
+        return Group(task=order.task, episodes=tuple(episodes), birth_version=order.birth_version)
+
+    async def close(self) -> None:
+        """End what `setup` began."""
+        for environment in self._shared.values():
+            await asyncio.to_thread(environment.close)
+
+    def _single_use(self, name: str) -> Environment:
+        # A shallow copy: an object of its own, with what `setup` made still shared.
+        return copy.copy(self._shared[name])

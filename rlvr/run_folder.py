@@ -1,0 +1,147 @@
+"""`runs/<name>/`: what a run leaves on disk, and how a later one finds its way back.
+
+    config.json            the resolved configuration
+    metrics.jsonl          one line a step
+    ledger.jsonl           one line a ticket: trained on, or dropped with a reason
+    episodes/*.jsonl       one line an episode, as it was judged, before any filter; a file each start of the run
+    checkpoints/step-000040/
+        run.json           step, mixture position, pending tickets, lengths of the logs   (written last, in a rename)
+        learner/           DeepSpeed's state and random states
+        model/             Hugging Face export with the MTP layer, which vLLM loads
+
+A checkpoint is written under a name that nobody reads and renamed when it is whole, so a kill at any moment leaves the
+one before. A resumed run cuts the logs back to the checkpoint.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from rlvr import types
+from rlvr.config import RunConfig, dump
+from rlvr.errors import CheckpointError
+from rlvr.tasks import Position, Ticket
+from rlvr.types import Episode
+
+STATE_FILE = "run.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """All of a run that is not in the learner. `version` is the policy's: one more after every step."""
+
+    step: int
+    version: int
+    position: Position
+    pending: tuple[Ticket, ...]
+    ledger_length: int
+    metrics_length: int
+    trained_seconds: float
+    accuracy_before: float | None
+    draft_acceptance_before: float | None = None
+
+
+class RunFolder:
+    """One process at a time owns a run folder; a second one is refused."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.path = config.run_folder
+        self._keep = config.run.keep_checkpoints
+        for folder in (self.path, self.path / "episodes", self.path / "checkpoints"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"run folder {self.path} is in use by another process; give this run another run.name, or stop that one"
+            ) from None
+        for unfinished in (self.path / "checkpoints").glob("*.tmp"):
+            shutil.rmtree(unfinished)
+        (self.path / "config.json").write_text(dump(config))
+        starts = len(list((self.path / "episodes").glob("train-*.jsonl")))
+        self._episodes: dict[str, IO[str]] = {
+            kind: (self.path / "episodes" / f"{kind}-{starts:03d}.jsonl").open("a") for kind in ("train", "eval")
+        }
+        self._metrics: IO[bytes] | None = None
+
+    @property
+    def ledger_path(self) -> Path:
+        """See `rlvr.ledger`."""
+        return self.path / "ledger.jsonl"
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint."""
+        whole = [folder for folder in (self.path / "checkpoints").glob("step-*") if (folder / STATE_FILE).is_file()]
+        return max(whole, default=None)
+
+    def load_state(self, checkpoint: Path) -> RunState:
+        """Raises `CheckpointError`."""
+        try:
+            state: RunState = types.from_json(RunState, (checkpoint / STATE_FILE).read_bytes())
+        except ValueError as error:
+            raise CheckpointError(
+                f"{checkpoint / STATE_FILE} cannot be read ({error}); delete that folder to resume from the checkpoint "
+                "before it"
+            ) from error
+        return state
+
+    def open_metrics(self, length: int) -> None:
+        """Go on with metrics.jsonl, cut back to `length` bytes."""
+        self._metrics = (self.path / "metrics.jsonl").open("ab")
+        self._metrics.truncate(length)
+
+    @property
+    def metrics_length(self) -> int:
+        """Bytes of metrics.jsonl."""
+        assert self._metrics is not None
+        return self._metrics.tell()
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """One line, flushed."""
+        assert self._metrics is not None
+        self._metrics.write(json.dumps(metrics).encode() + b"\n")
+        self._metrics.flush()
+
+    def write_episodes(self, kind: str, episodes: tuple[Episode, ...]) -> None:
+        """`kind` is "train" or "eval"."""
+        file = self._episodes[kind]
+        file.writelines(types.to_json_line(episode) + "\n" for episode in episodes)
+        file.flush()
+
+    def new_checkpoint(self, step: int) -> Path:
+        """A folder to write a checkpoint into, invisible until `commit`."""
+        folder = self.path / "checkpoints" / f"step-{step:06d}.tmp"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return folder
+
+    def commit(self, folder: Path, state: RunState) -> Path:
+        """Make a written checkpoint the latest, and delete those past `run.keep_checkpoints`."""
+        with (folder / STATE_FILE).open("w") as file:
+            file.write(types.to_json_line(state) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        final = folder.with_suffix("")
+        if final.exists():
+            shutil.rmtree(final)
+        folder.rename(final)
+        whole = sorted(final.parent.glob("step-??????"))
+        for old in whole[: -self._keep]:
+            shutil.rmtree(old)
+        return final
+
+    def close(self) -> None:
+        """Give the folder free."""
+        closers: list[Callable[[], None]] = [file.close for file in self._episodes.values()]
+        if self._metrics is not None:
+            closers.append(self._metrics.close)
+        for close in [*closers, self._lock.close]:
+            close()

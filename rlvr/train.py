@@ -1,0 +1,165 @@
+"""`rlvr train`: from a configuration to a finished run. Everything that can be known to fail is found before Ray starts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlvr.config import EnvironmentSection, RunConfig
+from rlvr.errors import ConfigError
+from rlvr.interfaces import Environment
+from rlvr.plugins import make_environment
+from rlvr.report import Reporter
+from rlvr.run_folder import RunFolder
+
+STARTER = "starter"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What the checks before a run have found and made."""
+
+    members: tuple[tuple[EnvironmentSection, Environment], ...]
+    model_folder: str
+    vocabulary_size: int
+
+
+def train(config: RunConfig, *, reporter: Reporter | None = None, engine_class: Any = None) -> None:
+    """Run, or go on with, `config.run.name`. Raises `RlvrError`."""
+    reporter = reporter or Reporter()
+    folder = RunFolder(config)
+    try:
+        reporter.say(f"run folder {folder.path}")
+        prepared = prepare(config, reporter)
+        reporter.progress("starting Ray")
+        with RayConnection(config):
+            from rlvr.controller import Controller
+            from rlvr.inference.engine import Engine
+
+            async def run() -> None:
+                # Inside the loop, since its parts belong to it.
+                controller = Controller(
+                    config,
+                    folder=folder,
+                    members=prepared.members,
+                    model_folder=prepared.model_folder,
+                    vocabulary_size=prepared.vocabulary_size,
+                    reporter=reporter,
+                    engine_class=engine_class or Engine,
+                )
+                await controller.run()
+
+            asyncio.run(run())
+    finally:
+        reporter.close()
+        folder.close()
+
+
+def prepare(config: RunConfig, reporter: Reporter) -> Prepared:
+    """Load the environments, find or build the policy, and check that they fit the rest. Raises `ConfigError`."""
+    members = tuple((section, make_environment(section.name, section.settings)) for section in config.environments)
+    model_folder = policy_folder(config, members[0][1], reporter)
+    return Prepared(
+        members=members, model_folder=model_folder, vocabulary_size=check_policy(config, Path(model_folder))
+    )
+
+
+def policy_folder(config: RunConfig, environment: Environment, reporter: Reporter) -> str:
+    """The checkpoint folder that `policy.path` names; the starter is built where it is not cached."""
+    if config.policy.path == STARTER:
+        from rlvr.starter.build import build_starter
+
+        return str(build_starter(environment, seed=config.run.seed, progress=reporter.progress))
+    return str(Path(config.policy.path).absolute())
+
+
+def check_policy(config: RunConfig, folder: Path) -> int:
+    """Whether the checkpoint can be trained as configured; the size of its tokenizer. Raises `ConfigError`."""
+    from transformers import AutoTokenizer
+
+    from rlvr.learner.model import has_mtp
+
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"policy.path = {str(folder)!r} is no Hugging Face checkpoint folder (no config.json there); give a local "
+            f"folder, or {STARTER!r} for the small policy that rlvr builds itself"
+        )
+    if not has_mtp(folder):
+        for setting, value, way_out in (
+            ("inference.num_draft_tokens", config.inference.num_draft_tokens, "0"),
+            ("learner.mtp.train", config.learner.mtp.train, "false"),
+        ):
+            if value:
+                raise ConfigError(
+                    f"{setting} = {str(value).lower()} needs MTP weights, and policy.path = {str(folder)!r} has none (no "
+                    f"model.mtp_layers.* tensors); set {setting} = {way_out}, or choose a policy with an MTP layer"
+                )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    limited = [
+        section.name
+        for section in config.environments
+        if any(tokens != "unlimited" for tokens in section.thinking_tokens)
+    ]
+    for mark in ("<think>", "</think>"):
+        if limited and len(tokenizer.encode(mark, add_special_tokens=False)) != 1:
+            raise ConfigError(
+                f"environment {limited[0]!r} limits thinking_tokens, but {mark} is not one token of the policy "
+                f"{str(folder)!r}, so a thought cannot be closed; set thinking_tokens = ['unlimited']"
+            )
+    return len(tokenizer)
+
+
+class RayConnection:
+    """Joins a running Ray where there is one, else starts one on this machine and stops it at the end."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+
+    def __enter__(self) -> None:
+        import ray
+
+        options: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": logging.WARNING,
+            "include_dashboard": False,
+        }
+        address = self._config.ray.address
+        if address == "auto" and "RAY_ADDRESS" in os.environ:
+            address = os.environ["RAY_ADDRESS"]
+        if address in ("auto", "local"):
+            try:
+                if address == "local":
+                    raise ConnectionError
+                ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
+            except ConnectionError:
+                ray.init(address="local", num_cpus=self._config.ray.num_cpus, **options)
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        _check_resources(self._config, ray.cluster_resources())
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        ray.shutdown()
+
+
+def _check_resources(config: RunConfig, available: dict[str, float]) -> None:
+    """Raises `ConfigError` when the cluster could never place the actors: they would wait for ever."""
+    parts: Sequence[tuple[str, int, float, float]] = (
+        ("inference", config.inference.num_engines, config.inference.cpus_per_engine, config.inference.gpus_per_engine),
+        ("learner", config.learner.num_ranks, config.learner.cpus_per_rank, config.learner.gpus_per_rank),
+        ("rollout", config.rollout.num_workers, config.rollout.cpus_per_worker, 0.0),
+    )
+    for resource, index in (("CPU", 2), ("GPU", 3)):
+        needed = sum(part[1] * float(part[index]) for part in parts)
+        if needed > available.get(resource, 0.0):
+            shares = ", ".join(f"{part[0]} {part[1]} x {part[index]}" for part in parts if part[index])
+            raise ConfigError(
+                f"the run needs {needed:g} {resource}s ({shares}), and Ray has {available.get(resource, 0.0):g}; lower "
+                f"the {resource.lower()}s_per_... settings or the numbers of actors, or join a larger cluster"
+            )

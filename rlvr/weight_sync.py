@@ -1,0 +1,85 @@
+"""Publishes a version to every engine, and believes it only when it is seen.
+
+Each engine replaces policy and draft in one update while its requests wait. Then two independent checks: the checksums
+that the engine's worker process computed over the bytes it loaded, policy and draft apart; and the log-probabilities of
+a fixed prompt, computed by the engine with the weights it now holds, against the learner's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rlvr.errors import WeightSyncError
+from rlvr.inference.engine import UpdateReport
+from rlvr.weights import Checksums
+
+
+class SyncTarget(Protocol):
+    """An engine, wherever it lives."""
+
+    name: str
+
+    async def update(self) -> UpdateReport:
+        """Take the version that is being published."""
+        ...
+
+    async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """As `Engine.logprobs`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A fixed prompt, the learner's log-probabilities of its tokens from the second on, and the tolerance."""
+
+    token_ids: tuple[int, ...]
+    expected: tuple[float, ...]
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncReport:
+    """The worst over all engines."""
+
+    paused_seconds: float
+    total_seconds: float
+    probe_error: float
+
+
+async def publish(
+    version: int, checksums: Checksums, targets: Sequence[SyncTarget], probe: Awaitable[Probe]
+) -> SyncReport:
+    """Replace the weights of all engines at once. Raises `WeightSyncError`, which names the engine and the figures."""
+    reports = await asyncio.gather(*(target.update() for target in targets))
+    for target, report in zip(targets, reports, strict=True):
+        for part in ("policy", "draft"):
+            sent, received = getattr(checksums, part), getattr(report.checksums, part)
+            if sent != received:
+                raise WeightSyncError(
+                    f"{target.name} loaded other {part} weights than version {version}: checksum {received:08x}, "
+                    f"published {sent:08x}"
+                )
+    error = await check(version, targets, await probe)
+    return SyncReport(
+        paused_seconds=max(report.paused_seconds for report in reports),
+        total_seconds=max(report.total_seconds for report in reports),
+        probe_error=error,
+    )
+
+
+async def check(version: int, targets: Sequence[SyncTarget], probe: Probe) -> float:
+    """The largest log-probability difference to the learner over the probe's tokens. Raises `WeightSyncError`."""
+    worst = 0.0
+    answers = await asyncio.gather(*(target.logprobs(probe.token_ids) for target in targets))
+    for target, answer in zip(targets, answers, strict=True):
+        error = max(abs(a - b) for a, b in zip(answer, probe.expected, strict=True))
+        if not error <= probe.tolerance:
+            raise WeightSyncError(
+                f"{target.name} disagrees with the learner on version {version}: a log-probability of the fixed prompt "
+                f"is off by {error:.2e}, allowed are {probe.tolerance:.0e} (inference.probe_tolerance)"
+            )
+        worst = max(worst, error)
+    return worst
