@@ -1,0 +1,109 @@
+"""One user message asks, one assistant message answers with `\\boxed{...}`; the exact value decides."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, islice
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+
+from environments.math_solver import data
+from rlvr import interfaces
+from rlvr.errors import ConfigError
+from rlvr.types import Message, Split, Task
+from verifiers.math import MathVerifier
+
+INSTRUCTION = " Answer in \\boxed{}."
+# Draws without a new problem after which a held-out set of the asked size is given up.
+PATIENCE = 20_000
+
+Level = Annotated[int, Field(ge=min(data.LEVELS), le=max(data.LEVELS))]
+
+
+class Settings(interfaces.Settings):
+    """The `settings` table of this environment."""
+
+    levels: tuple[Level, ...] = Field((1,), min_length=1, description="difficulties to draw from, 1 to 3")
+    seed: int = 0
+    path: str | None = Field(None, description="JSONL file of problems, in place of generated ones")
+    num_train: PositiveInt | None = Field(None, description="default: endless, or all of the file's")
+    num_held_out: PositiveInt = Field(512, description="generated ones are distinct; of a file, at most so many")
+
+
+class MathSolver(interfaces.Environment):
+    """Generated problems, endless for training; or those of `settings.path`."""
+
+    name = "math_solver"
+    summary = "arithmetic and linear equations, answered in a box"
+    Settings = Settings
+    settings: Settings
+
+    def tasks(self, split: Split) -> Iterable[Task]:
+        if self.settings.path is not None:
+            return self._from_file(self.settings.path, split)
+        return self._generated(split)
+
+    def verifier(self) -> MathVerifier:
+        return MathVerifier()
+
+    def gold(self, task: Task) -> Sequence[Message]:
+        return (Message(role="assistant", content=f"\\boxed{{{task.reference['answer']}}}"),)
+
+    def worked_examples(self, seed: int) -> Iterator[tuple[tuple[Message, ...], Message]]:
+        """Endless pairs of prompt and answer to learn from before any reward: training problems only.
+
+        They are of uneven quality on purpose: some work the answer out, the others estimate and are mostly wrong.
+        """
+        rng = random.Random(f"{seed}/worked")
+        for problem in data.generate(seed, self.settings.levels, "train"):
+            thought, answer = data.worked_thought(problem, rng)
+            yield _prompt(problem), Message(role="assistant", thinking=thought, content=f"\\boxed{{{answer}}}")
+
+    def _generated(self, split: Split) -> Iterator[Task]:
+        settings = self.settings
+        problems = data.generate(settings.seed, settings.levels, split)
+        if split == "train":
+            yield from islice((self._task(split, key, problem) for key, problem in enumerate(problems)), settings.num_train)
+            return
+        seen: set[str] = set()
+        drawn = count()
+        for problem in problems:
+            if next(drawn) - len(seen) > PATIENCE:
+                raise ConfigError(
+                    f"math_solver: num_held_out = {settings.num_held_out}, but levels {settings.levels} gave only "
+                    f"{len(seen)} distinct held-out problems; lower num_held_out or add a level"
+                )
+            if problem.text not in seen:
+                seen.add(problem.text)
+                yield self._task(split, len(seen) - 1, problem)
+                if len(seen) == settings.num_held_out:
+                    return
+
+    def _from_file(self, path: str, split: Split) -> Sequence[Task]:
+        """Keys are line numbers. A problem that stands in the file twice is taken once."""
+        tasks: dict[str, Task] = {}
+        for line, problem in data.read_jsonl(path):
+            if data.split_of(problem.text) == split:
+                tasks.setdefault(data.even(problem.text), self._task(split, line, problem))
+        limit = self.settings.num_train if split == "train" else self.settings.num_held_out
+        if not tasks:
+            raise ConfigError(
+                f"math_solver: {path} has no problem that falls into {split!r} (a hash of its text decides; about one "
+                f"in {data.HELD_OUT_EVERY} is held out); add problems"
+            )
+        return list(tasks.values())[:limit]
+
+    def _task(self, split: Split, key: int, problem: data.Problem) -> Task:
+        return Task(
+            id=f"{self.name}/{split}/{key}",
+            environment=self.name,
+            prompt=_prompt(problem),
+            reference={"answer": problem.answer},
+            seed=key,
+        )
+
+
+def _prompt(problem: data.Problem) -> tuple[Message, ...]:
+    return (Message(role="user", content=problem.text + INSTRUCTION),)
