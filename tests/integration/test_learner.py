@@ -23,10 +23,12 @@ from rlvr.batching import pack, split_updates
 from rlvr.config import RunConfig
 from rlvr.errors import CheckpointError, ConfigError
 from rlvr.learner.attention import IMPLEMENTATION
+from rlvr.learner.checkpoint import load_state
 from rlvr.learner.learner import Learner, clip_apart
 from rlvr.learner.model import PolicyModel
 from rlvr.learner.mtp import MtpLayer
 from rlvr.types import Sample, TrainBatch
+from rlvr.weights import unpack
 
 VOCABULARY = 96
 PROBE = [5, 17, 80, 3, 3, 41]
@@ -89,7 +91,16 @@ def train(learner: Learner, steps: range) -> list[dict[str, float]]:
 
 
 def snapshot(learner: Learner) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: array for name, _, array in learner.weights() or ()}
+    packed = learner.weights(7)
+    assert (packed is None) == (learner.rank != 0)
+    if packed is None:
+        return {}
+    return {name: as_float32(tensor) for name, tensor in unpack(packed.manifest, torch.from_numpy(packed.buffer))}
+
+
+def as_float32(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """Exact: bfloat16 is a prefix of float32."""
+    return tensor.float().numpy()
 
 
 def run_steps(learner: Learner, folder: Path) -> Result:
@@ -97,7 +108,6 @@ def run_steps(learner: Learner, folder: Path) -> Result:
     metrics = train(learner, range(3))
     return {
         "metrics": metrics, "before": before, "weights": snapshot(learner), "probe": learner.logprobs(PROBE),
-        "names": [(name, dtype) for name, dtype, _ in learner.weights() or ()],
     }  # fmt: skip
 
 
@@ -233,15 +243,17 @@ def test_every_stage_and_rank_count_equals_plain_torch(
         for got, expected in zip(result["metrics"], reference["metrics"], strict=True):
             assert {name: got[name] for name in expected} == pytest.approx(expected, rel=2e-5, abs=1e-6)
         assert result["probe"] == pytest.approx(reference["probe"], abs=1e-5)
-    assert results[0]["names"] == [(name, "float32") for name in reference["weights"]]
+    assert list(results[0]["weights"]) == list(reference["weights"])
     for name, expected in reference["weights"].items():
         np.testing.assert_allclose(results[0]["weights"][name], expected, atol=2e-5, rtol=0, err_msg=name)
     assert all(not result["weights"] for result in results[1:])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), *((s, "bfloat16") for s in (1, 2, 3))])
-@pytest.mark.parametrize("stopped", ["policy", "mtp"])
+@pytest.mark.parametrize(
+    ("stage", "dtype", "stopped"),
+    [(0, "float32", "policy"), (1, "bfloat16", "mtp"), (2, "bfloat16", "policy"), (3, "bfloat16", "mtp")],
+)
 def test_each_group_is_clipped_by_its_own_norm(
     stage: int, dtype: str, stopped: str, policy_folder: Path, tmp_path: Path, reference: Result
 ) -> None:
@@ -251,15 +263,13 @@ def test_each_group_is_clipped_by_its_own_norm(
     config = run_config(zero_stage=stage, dtype=dtype, weight_decay=0.0, **settings)
     (result,) = play(run_steps, policy_folder, tmp_path, config)
     for name, before in result["before"].items():
-        still = np.array_equal(before, result["weights"][name]) or (
-            dtype == "float32" and np.abs(before - result["weights"][name]).max() < 1e-6
-        )
-        # A bfloat16 norm weight of 1 does not show an update this small.
-        if ("mtp_layers" in name) == (stopped == "mtp") or before.ndim == 2:
-            assert still == (("mtp_layers" in name) == (stopped == "mtp")), name
-    for got, expected in zip(result["metrics"][:1], reference["metrics"][:1], strict=True):
-        for name in ("grad_norm/policy", "grad_norm/mtp"):
-            assert got[name] == pytest.approx(expected[name], rel=0.05)
+        moved = np.abs(result["weights"][name] - before).max()
+        if ("mtp_layers" in name) == (stopped == "mtp"):
+            assert moved < 1e-6, name
+        elif before.ndim == 2:  # in bfloat16 a norm's weight of 1 does not show so small an update
+            assert moved > 1e-4, name
+    for name in ("grad_norm/policy", "grad_norm/mtp"):
+        assert result["metrics"][0][name] == pytest.approx(reference["metrics"][0][name], rel=0.05)
 
 
 @pytest.mark.slow
@@ -277,13 +287,18 @@ def test_a_resumed_learner_goes_on_bit_for_bit(
     exported = load_file(tmp_path / "export" / "model.safetensors")
     assert list(exported) == sorted(saved)
     for name, tensor in exported.items():
-        bits = tensor.view(torch.uint16) if dtype == "bfloat16" else tensor
-        assert np.array_equal(bits.numpy(), loaded["loaded"][name])
+        assert str(tensor.dtype) == f"torch.{dtype}"
+        assert np.array_equal(as_float32(tensor), loaded["loaded"][name])
     assert (tmp_path / "export" / "tokenizer.json").is_file()
     assert json.loads((tmp_path / "export" / "config.json").read_text())["architectures"] == ["MiMoForCausalLM"]
 
-    with pytest.raises(CheckpointError, match=rf"num_ranks = {num_ranks}, this run has {3 - num_ranks}"):
-        play(run_load, policy_folder, tmp_path, config, 3 - num_ranks)
+
+def test_a_checkpoint_of_another_layout_or_none_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"learner\.json is missing"):
+        load_state(None, tmp_path, layout={"num_ranks": 2})
+    (tmp_path / "learner.json").write_text('{"num_ranks": 4}')
+    with pytest.raises(CheckpointError, match=r"num_ranks = 4, this run has 2.*policy\.path"):
+        load_state(None, tmp_path, layout={"num_ranks": 2})
 
 
 @pytest.mark.slow
