@@ -109,7 +109,12 @@ class _WorkerActor:
     """A rollout worker and its router, made inside the actor, where the tokenizer is loaded."""
 
     def __init__(
-        self, *, environments: dict[str, dict[str, Any]], model_folder: str, engines: list[Any], max_model_len: int
+        self,
+        *,
+        environments: Sequence[tuple[str, dict[str, Any]]],
+        model_folder: str,
+        engines: list[Any],
+        max_model_len: int,
     ) -> None:
         from transformers import AutoTokenizer
 
@@ -156,7 +161,7 @@ class WorkerHandle:
                 runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},
             )
             .remote(
-                environments={section.name: section.settings for section in config.environments},
+                environments=[(section.name, section.settings) for section in config.environments],
                 model_folder=model_folder,
                 engines=[engine.actor for engine in engines],
                 max_model_len=config.inference.max_model_len,
@@ -266,7 +271,8 @@ class LearnerHandle:
 
     def logprobs(self, token_ids: Sequence[int]) -> Any:
         """A reference to the log-probabilities of fixed tokens under the weights as they are now."""
-        return [rank.call.remote("logprobs", token_ids) for rank in self.ranks][0]
+        calls = [rank.call.remote("logprobs", token_ids) for rank in self.ranks]
+        return calls[0]
 
     async def value(self, reference: Any) -> Any:
         """Wait for what `logprobs` returned."""

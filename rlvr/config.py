@@ -204,9 +204,6 @@ class RunConfig(Section):
                     f"environment {environment.name!r}: completion_tokens = {environment.completion_tokens} leaves no "
                     f"room for a prompt in inference.max_model_len = {self.inference.max_model_len}; raise the latter"
                 )
-        names = [environment.name for environment in self.environments]
-        if len(set(names)) < len(names):
-            raise ValueError(f"environments {names}: each may stand in the mixture once; add up their weights instead")
         return self
 
     @property

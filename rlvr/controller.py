@@ -284,7 +284,7 @@ class Controller:
         if max(staleness) > self.config.rollout.max_staleness:
             raise RlvrError(
                 f"a sample of version {min(oldest)} reached the learner at version {self.version}, past "
-                f"rollout.max_staleness = {self.config.rollout.max_staleness}: a defect of rlvr.buffer; please report it"
+                f"rollout.max_staleness = {self.config.rollout.max_staleness}: a defect of rlvr.buffer; report it"
             )
         learner = self.config.learner
         updates = [

@@ -34,10 +34,13 @@ class Verifier(Protocol):
         ...
 
 
-class Settings(BaseModel):
+class EnvironmentSettings(BaseModel):
     """Base of an environment's typed settings: the `settings` table of its entry in the config."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Settings = EnvironmentSettings
 
 
 class Environment(ABC):
@@ -49,9 +52,9 @@ class Environment(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str] = ""
-    Settings: ClassVar[type[Settings]] = Settings
+    Settings: ClassVar[type[EnvironmentSettings]] = EnvironmentSettings
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: EnvironmentSettings) -> None:
         self.settings = settings
 
     @abstractmethod
@@ -74,11 +77,11 @@ class Environment(ABC):
         """Assistant messages that must earn +1 on `task`: the proof that its reference can be met."""
         raise ConfigError(f"environment {self.name!r} has no gold answers; write `gold(task)` to have them checked")
 
-    def setup(self) -> None:
+    def setup(self) -> None:  # noqa: B027 - optional
         """Called once a worker, before its first episode: make what the episodes share (a pool, a database template).
 
         Each episode then gets a shallow copy of this object.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - optional
         """Called once a worker, at its end."""

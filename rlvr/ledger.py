@@ -53,7 +53,7 @@ class Ledger:
 
 
 def audit(path: Path) -> list[str]:
-    """What is wrong with a finished run's ledger: every ticket from 0 on must stand in it once. Empty when all is well."""
+    """What is wrong with a finished run's ledger: every ticket from 0 on must stand in it once."""
     fates: Counter[int] = Counter()
     problems = []
     for line in path.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""What a run shows on the screen: one live line, and a table at the end. Plain lines where the output is no terminal."""
+"""What a run shows on the screen: one live line, a table at the end. Plain lines where the output is no terminal."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Mixture:
         seed: int,
         position: Position | None = None,
     ) -> None:
-        self._members = {section.name: (section, environment) for section, environment in members}
+        self._members = {environment.name: (section, environment) for section, environment in members}
         self._seed = seed
         self._next_number = position.next_number if position else 0
         self._taken = dict.fromkeys(self._members, 0) | (position.taken if position else {})
@@ -68,7 +68,7 @@ class Mixture:
 
 
 def with_budget(task: Task, section: EnvironmentSection, rng: random.Random) -> Task:
-    """The task under the name and the limits that the config gives its environment, one thinking budget drawn for it."""
+    """The task under the limits that the config gives its environment, one thinking budget drawn for it."""
     thinking = rng.choice(section.thinking_tokens)
     budget = Budget(
         thinking_tokens=None if thinking == "unlimited" else thinking,
@@ -77,7 +77,7 @@ def with_budget(task: Task, section: EnvironmentSection, rng: random.Random) -> 
         tool_calls=section.tool_calls,
         seconds=section.seconds,
     )
-    return dataclasses.replace(task, environment=section.name, budget=budget)
+    return dataclasses.replace(task, budget=budget)
 
 
 def held_out(members: Sequence[tuple[EnvironmentSection, Environment]], *, num_tasks: int) -> list[Task]:
@@ -97,8 +97,9 @@ def held_out(members: Sequence[tuple[EnvironmentSection, Environment]], *, num_t
 
 def _endless(environment: Environment, split: Split = "train") -> Iterator[Task]:
     while True:
-        count = 0
-        for count, task in enumerate(environment.tasks(split), start=1):
+        empty = True
+        for task in environment.tasks(split):
             yield task
-        if count == 0:
+            empty = False
+        if empty:
             raise ConfigError(f"environment {environment.name!r} has no {split} tasks")

@@ -1,4 +1,4 @@
-"""`rlvr train`: from a configuration to a finished run. Everything that can be known to fail is found before Ray starts."""
+"""`rlvr train`: from a configuration to a finished run. What can be known to fail is found before Ray starts."""
 
 from __future__ import annotations
 
@@ -63,6 +63,9 @@ def train(config: RunConfig, *, reporter: Reporter | None = None, engine_class: 
 def prepare(config: RunConfig, reporter: Reporter) -> Prepared:
     """Load the environments, find or build the policy, and check that they fit the rest. Raises `ConfigError`."""
     members = tuple((section, make_environment(section.name, section.settings)) for section in config.environments)
+    names = [environment.name for _, environment in members]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"environments {names}: each may stand in the mixture once; add up their weights instead")
     model_folder = policy_folder(config, members[0][1], reporter)
     return Prepared(
         members=members, model_folder=model_folder, vocabulary_size=check_policy(config, Path(model_folder))
@@ -96,8 +99,8 @@ def check_policy(config: RunConfig, folder: Path) -> int:
         ):
             if value:
                 raise ConfigError(
-                    f"{setting} = {str(value).lower()} needs MTP weights, and policy.path = {str(folder)!r} has none (no "
-                    f"model.mtp_layers.* tensors); set {setting} = {way_out}, or choose a policy with an MTP layer"
+                    f"{setting} = {str(value).lower()} needs MTP weights, and policy.path = {str(folder)!r} has none "
+                    f"(no model.mtp_layers.* tensors); set {setting} = {way_out}, or choose a policy with an MTP layer"
                 )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     limited = [

@@ -4,8 +4,8 @@
 
 One concrete chain, for a group of two:
 
-    Task(id="math_solver/train/17", prompt=(Message(role="user", content="12+30"),), reference={"answer": "42"}, ...)
-    Completion(token_ids=(9, 4, 2), logprobs=(-0.1, -0.7, 0.0), loss_mask=(1, 1, 0), weight_spans=((3, 0, 2), (4, 2, 3)))
+    Task(id="math_solver/train/17", prompt=(Message(role="user", content="12+30"),), reference={"answer": "42"})
+    Completion(token_ids=(9, 4, 2), logprobs=(-0.1, -0.7, 0.0), loss_mask=(1, 1, 0), weight_spans=((3, 0, 2), ...))
         two tokens sampled by version 3, one forced while version 4 was live
     Episode(..., verdict=Verdict(outcome="correct", reward=1.0, ...))
     Group(task, episodes=(correct one, incorrect one), birth_version=3)
@@ -18,7 +18,6 @@ Nothing before `TrainBatch` needs torch, and every value up to `Episode` is plai
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
@@ -50,7 +49,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One message of a conversation. `thinking` is what an assistant wrote before `</think>`; no verifier rewards it."""
+    """One message of a conversation. `thinking` is an assistant's thought, before `</think>`; it earns no reward."""
 
     role: Role
     content: str
@@ -225,9 +224,13 @@ class TrainBatch:
     num_tokens: int
 
 
-@cache
+_adapters: dict[type, TypeAdapter[Any]] = {}
+
+
 def _adapter(kind: type) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 def to_json_line(value: Any) -> str:

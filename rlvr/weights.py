@@ -52,7 +52,7 @@ class PackedWeights:
 
 
 def pack(version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> PackedWeights:
-    """Copy named tensors (any device) end to end. They are taken as they come, so a gathering source needs no second copy."""
+    """Copy named tensors of any device end to end."""
     import torch
 
     manifest: list[Entry] = []
@@ -85,7 +85,7 @@ def checksums(manifest: Iterable[Entry], buffer: NDArray[np.uint8]) -> Checksums
     for entry in manifest:
         data = buffer[entry.offset : entry.offset + entry.size]
         if entry.name.startswith(DRAFT_PREFIX):
-            draft = zlib.crc32(data, draft)
+            draft = zlib.crc32(data.data, draft)
         else:
-            policy = zlib.crc32(data, policy)
+            policy = zlib.crc32(data.data, policy)
     return Checksums(policy, draft)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 
-from rlvr.interfaces import Environment, Settings
+from rlvr.interfaces import Environment, EnvironmentSettings
 from rlvr.types import Message, Split, Task, Verdict
 
 
-class CoinSettings(Settings):
+class CoinSettings(EnvironmentSettings):
     num_tasks: int = 10_000
 
 

@@ -43,7 +43,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReport:
-    """What an engine says of an update: the checksums its worker process computed, and how long requests stood still."""
+    """What an engine says of an update: checksums from its worker process, and how long requests stood still."""
 
     version: int
     checksums: Checksums
@@ -193,7 +193,7 @@ class Engine:
         )
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """Natural-log probability of each token given those before it, from the second on: what a sync is checked by."""
+        """Natural-log probability of each token given those before it, from the second on: a sync is checked by it."""
         output = await self._generate(token_ids, max_tokens=1, temperature=1.0, prompt_logprobs=0)
         return [
             float(position[token].logprob)
@@ -208,6 +208,7 @@ class Engine:
         """End the model's process."""
         if self._llm is not None:
             self._llm.shutdown()
+            self._llm = None
 
     async def _generate(self, prompt_ids: Sequence[int], **params: Any) -> Any:
         from vllm import SamplingParams as VllmSamplingParams
@@ -258,8 +259,8 @@ def forced_position(
     opened = _last_index(prompt_ids, think_start)
     if opened is not None and opened > (_last_index(prompt_ids, think_end) or -1):
         begin = opened + 1 - len(prompt_ids)
-    elif think_start in token_ids:
-        begin = list(token_ids).index(think_start) + 1
+    elif think_start is not None and think_start in token_ids:
+        begin = token_ids.index(think_start) + 1
     else:
         return None
     forced = begin + thinking_tokens
@@ -309,7 +310,7 @@ class _SharedMemory:
     def __enter__(self) -> str:
         self._file = os.memfd_create("rlvr-weights")
         with open(self._file, "wb", closefd=False) as file:
-            file.write(memoryview(self._weights.buffer))
+            file.write(self._weights.buffer.data)
         return f"/proc/{os.getpid()}/fd/{self._file}"
 
     def __exit__(self, *_: object) -> None:

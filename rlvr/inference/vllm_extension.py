@@ -69,7 +69,7 @@ class MemoryTransferEngine(WeightTransferEngine[WeightTransferInitInfo, MemoryUp
         with Path(update_info.path).open("rb") as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         buffer = torch.frombuffer(memory, dtype=torch.uint8)
-        self.last_checksums = tuple(checksums(manifest, np.frombuffer(memory, dtype=np.uint8)))
+        self.last_checksums = checksums(manifest, np.frombuffer(memory, dtype=np.uint8))
         with disable_mtp_completeness_check():
             self.model.load_weights(unpack(manifest, buffer))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,17 +33,17 @@ class RolloutWorker:
     def __init__(
         self,
         *,
-        environments: dict[str, dict[str, Any]],
+        environments: Sequence[tuple[str, dict[str, Any]]],
         tokenizer: Tokenizer,
         sampler: Sampler,
         max_model_len: int,
     ) -> None:
-        """`environments` maps the config's names to settings."""
-        self._settings = environments
+        """`environments` are the config's names and settings."""
         self._renderer = Renderer(tokenizer)
         self._sampler = sampler
         self._max_model_len = max_model_len
-        self._shared = {name: make_environment(name, settings) for name, settings in environments.items()}
+        made = [make_environment(name, settings) for name, settings in environments]
+        self._shared = {environment.name: environment for environment in made}
         for environment in self._shared.values():
             environment.setup()
 

@@ -1,0 +1,173 @@
+"""A real vLLM engine that drafts: exact sampling, forced tokens, weights that arrive in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlvr.diagnostics import exactness
+from rlvr.inference.engine import Engine, EngineSettings, environment_variables
+from rlvr.learner.model import PolicyModel
+from rlvr.types import Completion, SamplingParams
+from rlvr.weights import pack
+from tests.tiny import write_checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+
+PROMPT = (1, 40, 41, 42, 43, 3)  # ends with <think>
+THINK_END = 4
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Three versions of a tiny policy."""
+    return {seed: write_checkpoint(tmp_path_factory.mktemp(f"version{seed}"), seed=seed) for seed in range(3)}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[1, 3], ids=["1 draft token", "3 draft tokens"])
+async def engine(folders: dict[int, Path], request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    os.environ.update(environment_variables(num_threads=1, on_gpu=False))
+    engine = Engine(
+        EngineSettings(
+            model_folder=str(folders[0]),
+            dtype="float32",
+            enforce_eager=True,
+            num_draft_tokens=request.param,
+            max_num_seqs=64,
+            max_model_len=256,
+            max_num_batched_tokens=2048,
+            kv_cache_bytes=2**27,
+            gpu_memory_utilization=0.5,
+            seed=0,
+            deadline_seconds=300,
+        )
+    )
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+def hugging_face(folder: Path) -> torch.nn.Module:
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model
+
+
+async def sample(engine: Engine, count: int, *, seed: int = 0, length: int = 40, **params: object) -> list[Completion]:
+    return await asyncio.gather(
+        *(
+            engine.sample(PROMPT, SamplingParams(max_tokens=length, seed=seed + index, **params))  # type: ignore[arg-type]
+            for index in range(count)
+        )
+    )
+
+
+async def publish(engine: Engine, folder: Path, version: int) -> None:
+    weights = pack(version, PolicyModel.load(folder, dtype=torch.float32).named_weights())
+    report = await engine.update(weights)
+    assert report.checksums == weights.checksums()
+    assert report.checksums.policy != report.checksums.draft
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+async def test_drafting_samples_from_the_learners_distribution(
+    engine: Engine, folders: dict[int, Path], temperature: float
+) -> None:
+    await publish(engine, folders[0], version=0)
+    # Mixed with greedy requests, which take another path through vLLM's sampler.
+    greedy = asyncio.create_task(sample(engine, 8, temperature=0.0))
+    completions = await sample(engine, 160, seed=1000, temperature=temperature)
+    await greedy
+    found = exactness(
+        hugging_face(folders[0]), [(PROMPT, completion) for completion in completions], temperature=temperature
+    )
+    assert found.num_tokens > 5000
+    assert abs(found.z) < 3
+    assert found.max_logprob_error < 1e-3
+    assert sum(completion.num_accepted_tokens for completion in completions) > 0
+
+
+async def test_greedy_output_is_the_models_argmax(engine: Engine, folders: dict[int, Path]) -> None:
+    await publish(engine, folders[0], version=0)
+    (completion,) = await sample(engine, 1, temperature=0.0)
+    ids = list(PROMPT)
+    model = hugging_face(folders[0])
+    with torch.no_grad():
+        for token in completion.token_ids:
+            assert token == int(model(torch.tensor([ids])).logits[0, -1].argmax())
+            ids.append(token)
+
+
+async def test_a_seed_repeats_a_completion_bit_for_bit_whatever_runs_beside_it(engine: Engine) -> None:
+    alone = await sample(engine, 1, seed=7)
+    among_others = await sample(engine, 40, seed=7)
+    assert alone[0].token_ids == among_others[0].token_ids
+    assert alone[0].logprobs == among_others[0].logprobs
+
+
+@pytest.mark.parametrize("budget", [0, 1, 5, 12])
+async def test_a_thought_is_closed_at_its_budget_and_only_that_token_is_masked(engine: Engine, budget: int) -> None:
+    for completion in await sample(engine, 16, seed=50, thinking_tokens=budget, length=24):
+        closed = completion.token_ids.index(THINK_END)
+        assert closed <= budget
+        forced = [position for position, mask in enumerate(completion.loss_mask) if not mask]
+        assert forced == ([budget] if closed == budget else [])
+
+
+async def test_an_update_reaches_policy_and_draft_while_a_request_is_in_flight(
+    engine: Engine, folders: dict[int, Path]
+) -> None:
+    await publish(engine, folders[0], version=10)
+    running = asyncio.create_task(sample(engine, 24, seed=300, length=200))
+    await asyncio.sleep(0.3)
+    assert not running.done()
+    await publish(engine, folders[1], version=11)
+    versions = [tuple(span.version for span in completion.weight_spans) for completion in await running]
+    assert (10, 11) in versions
+    for completion in await running:
+        assert completion.weight_spans[0].start == 0
+        assert completion.weight_spans[-1].end == len(completion.token_ids)
+    ids = [*PROMPT, 60, 61, 62, 80, 90]
+    with torch.no_grad():
+        logp = hugging_face(folders[1])(torch.tensor([ids])).logits[0].log_softmax(-1)
+    expected = [float(logp[position, token]) for position, token in enumerate(ids[1:])]
+    assert await engine.logprobs(ids) == pytest.approx(expected, abs=1e-4)
+
+
+async def test_a_new_request_does_not_meet_cached_keys_of_old_weights(engine: Engine, folders: dict[int, Path]) -> None:
+    long_prompt = PROMPT[:-1] + tuple(range(30, 130)) + PROMPT[-1:]
+    params = SamplingParams(max_tokens=20, seed=5)
+    await publish(engine, folders[0], version=20)
+    await engine.sample(long_prompt, params)
+    await publish(engine, folders[2], version=21)
+    completion = await engine.sample(long_prompt, params)
+    found = exactness(hugging_face(folders[2]), [(long_prompt, completion)], temperature=1.0)
+    assert found.max_logprob_error < 1e-3
+
+
+async def test_acceptance_is_that_of_the_draft_layer_that_was_published(
+    engine: Engine, folders: dict[int, Path]
+) -> None:
+    model = PolicyModel.load(folders[2], dtype=torch.float32)
+    assert model.mtp is not None
+    model.mtp.final_layernorm.weight.data.zero_()  # drafts are now uniform over the vocabulary
+    await engine.update(pack(30, model.named_weights()))
+    completions = await sample(engine, 64, seed=900)
+    with torch.no_grad():
+        logits = [
+            hugging_face(folders[2])(torch.tensor([[*PROMPT, *completion.token_ids]])).logits[0, len(PROMPT) - 1 : -1]
+            for completion in completions
+        ]
+    probs = torch.cat(logits).softmax(-1)
+    expected = float(probs.clamp(max=1 / probs.shape[1]).sum(-1).mean())
+    drafted = sum(completion.num_draft_tokens for completion in completions)
+    accepted = sum(completion.num_accepted_tokens for completion in completions)
+    if engine.settings.num_draft_tokens == 1:
+        assert accepted / drafted == pytest.approx(expected, abs=0.04)
+    assert accepted > 0
