@@ -1,6 +1,6 @@
 """The learner's state on disk: DeepSpeed's partitions, random number generators, and what they belong to.
 
-<folder>/learner.json           world size, ZeRO stage, dtype: checked before anything is read
+<folder>/learner.json           world size, ZeRO stage, dtype: checked before anything is read; written last
 <folder>/state/...              DeepSpeed: weights, optimizer, one file a rank
 <folder>/rng-<rank>.pt          torch's generators
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from rlvr.errors import CheckpointError
 
@@ -26,6 +27,7 @@ def save_state(engine: Any, folder: Path, *, layout: dict[str, Any], progress: d
     if torch.cuda.is_available():
         generators["cuda"] = torch.cuda.get_rng_state()
     torch.save(generators, _generators_file(folder, engine.global_rank))
+    dist.barrier()  # so that learner.json says: every rank's files are there
     if engine.global_rank == 0:
         (folder / "learner.json").write_text(json.dumps(layout, indent=2) + "\n")
 

@@ -14,6 +14,7 @@ import math
 import os
 import random
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
@@ -86,6 +87,8 @@ class Learner:
         from transformers.integrations import HfDeepSpeedConfig
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 deprecates, a line in the log each time.
+        warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
         # Else init_distributed compiles a shared-memory extension, for minutes, which gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="nccl" if self.device.type == "cuda" else "gloo", verbose=False)

@@ -250,6 +250,16 @@ def test_every_stage_and_rank_count_equals_plain_torch(
 
 
 @pytest.mark.slow
+def test_gradient_checkpointing_under_zero_3_changes_nothing(
+    policy_folder: Path, tmp_path: Path, reference: Result
+) -> None:
+    config = run_config(zero_stage=3, gradient_checkpointing=True)
+    result = play(run_steps, policy_folder, tmp_path, config, 2)[0]
+    for name, expected in reference["weights"].items():
+        np.testing.assert_allclose(result["weights"][name], expected, atol=2e-5, rtol=0, err_msg=name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "dtype", "stopped"),
     [(0, "float32", "policy"), (1, "bfloat16", "mtp"), (2, "bfloat16", "policy"), (3, "bfloat16", "mtp")],
