@@ -7,8 +7,8 @@
     power      := atom ["^" exponent]           an exponent is a whole number, maybe signed, maybe in brackets
     atom       := number | "(" sum ")" | "{" sum "}" | "\\frac" group group
 
-Nothing of the model's text is ever evaluated: a tokenizer and a recursive-descent parser make exact rationals (sympy's),
-and every bound (length, nesting, size of a power) is checked before the work it would cause.
+Nothing of the model's text is ever evaluated: a tokenizer and a recursive-descent parser make exact rationals
+(sympy's), and every bound (length, nesting, size of a power) is checked before the work it would cause.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ MAX_BITS = 4_000  # of a numerator or denominator, in a power's result or anywhe
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+)"
     r"|(?P<command>\\(?:[dt]?frac|times|cdot|left|right|[,;! ]))"
-    r"|(?P<symbol>[-+*/^(){}=−·×÷])"
+    r"|(?P<symbol>[-+*/^(){}=\u2212\u00b7\u00d7\u00f7])"
     r"|(?P<letter>[A-Za-z]))",
     re.ASCII,
 )
-_SAME = {"−": "-", "·": "*", "×": "*", "÷": "/", "\\times": "*", "\\cdot": "*", "\\dfrac": "\\frac", "\\tfrac": "\\frac"}
+_SAME = {"\N{MINUS SIGN}": "-", "\N{MIDDLE DOT}": "*", "\N{MULTIPLICATION SIGN}": "*", "\N{DIVISION SIGN}": "/"}
+_SAME |= {"\\times": "*", "\\cdot": "*", "\\dfrac": "\\frac", "\\tfrac": "\\frac"}
 _SPACING = {"\\left", "\\right", "\\,", "\\;", "\\!", "\\ "}
 _VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 
@@ -45,7 +46,7 @@ class ParseError(ValueError):
 
 
 class MathVerifier:
-    """Correct when the box holds the reference's value, exactly. Invalid only when the reference itself does not parse."""
+    """Correct when the box holds the reference's value, exactly. Invalid only when the reference does not parse."""
 
     id = "math"
     version = _VERSION

@@ -1,9 +1,9 @@
 """Problems of graded difficulty, from a seed or from a JSONL file, and worked examples of uneven quality.
 
     level   arithmetic                  equations
-    1       two-digit + and -           x + a = b, x - a = b, two-digit
-    2       three-digit + and -         the same with three digits, and a*x + b = c
-    3       four-digit + and -, a*b     a*x + b = c and a*x - b = c with larger numbers
+    1       two-digit + and -           x+a=b, x-a=b, two-digit
+    2       three-digit + and -         the same with three digits, and a*x+b=c
+    3       four-digit + and -, a*b     a*x+b=c and a*x-b=c with larger numbers
 
 A problem belongs to `train` or `held_out` by a hash of its text, so the same problem never stands in both, whichever
 seed, level or file it came from.
@@ -61,7 +61,7 @@ def generate(seed: int, levels: tuple[int, ...], split: Split) -> Iterator[Probl
 
 
 def worked_thought(problem: Problem, rng: random.Random) -> tuple[str, str]:
-    """A thought on a generated problem and the answer it comes to: worked out and right, or estimated and mostly wrong."""
+    """A thought on a generated problem and the answer it comes to: worked out, or estimated and mostly wrong."""
     if rng.random() < CAREFUL_SHARE[problem.kind]:
         return problem.thought, problem.answer
     expression = re.match(r"(\d+)([-+*])(\d+)", problem.thought)
@@ -69,7 +69,7 @@ def worked_thought(problem: Problem, rng: random.Random) -> tuple[str, str]:
     a, b = (int(number[0]) * 10 ** (len(number) - 1) for number in expression.group(1, 3))
     sign = expression.group(2)
     result = {"+": a + b, "-": a - b, "*": a * b}[sign]
-    return f"Roughly {a}{sign}{b}: {result}", str(result)
+    return f"Roughly {a}{sign}{b}:{result}", str(result)
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, Problem]]:
@@ -109,17 +109,17 @@ def _draw(rng: random.Random, level: int) -> Problem:
     if kind == "add":
         if level == 3 and rng.random() < 0.5:
             a, b = rng.randint(12, 99), rng.randint(2, 9)
-            return Problem(f"What is {a} * {b}?", str(a * b), "multiply", f"{a}*{b}: {_multiply(a, b)}")
-        return Problem(f"What is {a} + {b}?", str(a + b), kind, f"{a}+{b}: {_add(a, b)}")
+            return Problem(f"What is {a}*{b}?", str(a * b), "multiply", f"{a}*{b}:{_multiply(a, b)}")
+        return Problem(f"What is {a}+{b}?", str(a + b), kind, f"{a}+{b}:{_add(a, b)}")
     if kind == "subtract":
         a, b = max(a, b), min(a, b)
-        return Problem(f"What is {a} - {b}?", str(a - b), kind, f"{a}-{b}: {_subtract(a, b)}")
+        return Problem(f"What is {a}-{b}?", str(a - b), kind, f"{a}-{b}:{_subtract(a, b)}")
     if level >= 2 and (level == 3 or rng.random() < 0.5):
         return _two_step(rng, level)
     if rng.random() < 0.5:
         a, b = max(a, b), min(a, b)
-        return Problem(f"Solve x + {b} = {a}.", str(a - b), kind, f"{a}-{b}: {_subtract(a, b)}")
-    return Problem(f"Solve x - {b} = {a}.", str(a + b), kind, f"{a}+{b}: {_add(a, b)}")
+        return Problem(f"Solve x+{b}={a}.", str(a - b), kind, f"{a}-{b}:{_subtract(a, b)}")
+    return Problem(f"Solve x-{b}={a}.", str(a + b), kind, f"{a}+{b}:{_add(a, b)}")
 
 
 def _two_step(rng: random.Random, level: int) -> Problem:
@@ -133,14 +133,14 @@ def _two_step(rng: random.Random, level: int) -> Problem:
         sign = rng.choice("+-")
     if sign == "+":
         c = product + b
-        work = f"{c}-{b}: {_subtract(c, b)}"
+        work = f"{c}-{b}:{_subtract(c, b)}"
     else:
         product += 900 // factor * factor
         x = product // factor
         c = product - b
-        work = f"{c}+{b}: {_add(c, b)}"
-    thought = f"{work}, {product}/{factor}: {x}"
-    return Problem(f"Solve {factor}*x {sign} {b} = {c}.", str(x), "equation", thought)
+        work = f"{c}+{b}:{_add(c, b)}"
+    thought = f"{work},{product}/{factor}:{x}"
+    return Problem(f"Solve {factor}*x{sign}{b}={c}.", str(x), "equation", thought)
 
 
 def _columns(a: int, b: int) -> Iterator[tuple[int, int]]:
@@ -153,7 +153,7 @@ def _add(a: int, b: int) -> str:
     for top, bottom in _columns(max(a, b), min(a, b)):
         steps.append(f"{top}+{bottom}+{carry}={top + bottom + carry:02d}")
         carry = (top + bottom + carry) // 10
-    return f"{', '.join(steps)}: {a + b}"
+    return f"{','.join(steps)}:{a + b}"
 
 
 def _subtract(a: int, b: int) -> str:
@@ -162,9 +162,9 @@ def _subtract(a: int, b: int) -> str:
         lent = 10 if top < bottom + borrow else 0
         steps.append(f"{top + lent:02d}-{bottom}-{borrow}={top + lent - bottom - borrow}")
         borrow = lent // 10
-    return f"{', '.join(steps)}: {a - b}"
+    return f"{','.join(steps)}:{a - b}"
 
 
 def _multiply(a: int, b: int) -> str:
     tens, ones = a // 10 * 10, a % 10
-    return f"{ones}*{b}={ones * b}, {tens}*{b}={tens * b}: {a * b}"
+    return f"{ones}*{b}={ones * b},{tens}*{b}={tens * b}:{a * b}"

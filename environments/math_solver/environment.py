@@ -13,7 +13,7 @@ from environments.math_solver import data
 from rlvr import interfaces
 from rlvr.errors import ConfigError
 from rlvr.types import Message, Split, Task
-from verifiers.math import MathVerifier
+from verifiers.math import MathVerifier, ParseError, parse
 
 INSTRUCTION = " Answer in \\boxed{}."
 # Draws without a new problem after which a held-out set of the asked size is given up.
@@ -22,7 +22,7 @@ PATIENCE = 20_000
 Level = Annotated[int, Field(ge=min(data.LEVELS), le=max(data.LEVELS))]
 
 
-class Settings(interfaces.Settings):
+class MathSettings(interfaces.Settings):
     """The `settings` table of this environment."""
 
     levels: tuple[Level, ...] = Field((1,), min_length=1, description="difficulties to draw from, 1 to 3")
@@ -37,8 +37,8 @@ class MathSolver(interfaces.Environment):
 
     name = "math_solver"
     summary = "arithmetic and linear equations, answered in a box"
-    Settings = Settings
-    settings: Settings
+    Settings = MathSettings
+    settings: MathSettings
 
     def tasks(self, split: Split) -> Iterable[Task]:
         if self.settings.path is not None:
@@ -65,7 +65,8 @@ class MathSolver(interfaces.Environment):
         settings = self.settings
         problems = data.generate(settings.seed, settings.levels, split)
         if split == "train":
-            yield from islice((self._task(split, key, problem) for key, problem in enumerate(problems)), settings.num_train)
+            for key, problem in islice(enumerate(problems), settings.num_train):
+                yield self._task(split, key, problem)
             return
         seen: set[str] = set()
         drawn = count()
@@ -85,6 +86,13 @@ class MathSolver(interfaces.Environment):
         """Keys are line numbers. A problem that stands in the file twice is taken once."""
         tasks: dict[str, Task] = {}
         for line, problem in data.read_jsonl(path):
+            try:
+                parse(problem.answer)
+            except ParseError as error:
+                raise ConfigError(
+                    f"{path}, line {line}: 'answer' = {problem.answer!r} cannot be judged ({error}); write a number, a "
+                    "fraction or an expression of numbers"
+                ) from None
             if data.split_of(problem.text) == split:
                 tasks.setdefault(data.even(problem.text), self._task(split, line, problem))
         limit = self.settings.num_train if split == "train" else self.settings.num_held_out

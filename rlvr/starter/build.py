@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2Tokenizer
 
 from rlvr.batching import pack
 from rlvr.errors import ConfigError
@@ -38,7 +38,7 @@ MTP_STEPS = 150
 EXAMPLES_PER_STEP = 32
 MTP_TOP_K = 16
 # Sequences of unlike length are padded to the longest of their micro-batch: two halves waste less than one whole.
-MICRO_BATCH_TOKENS = 720
+MICRO_BATCH_TOKENS = 900
 MATRIX_LEARNING_RATE = 0.02
 OTHER_LEARNING_RATE = 4e-3
 NUM_THREADS = 2
@@ -101,7 +101,7 @@ def build_starter(
     return final
 
 
-def starter_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
+def starter_config(tokenizer: Qwen2Tokenizer) -> Qwen2Config:
     """One million parameters with the MTP layer. Heads of 32, because vLLM's CPU attention knows that size."""
     return Qwen2Config(
         vocab_size=-(-len(tokenizer) // 32) * 32,
@@ -120,7 +120,7 @@ def starter_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
 
 
 def _fingerprint(teacher: TeachesByExample, seed: int, policy_steps: int, mtp_steps: int) -> str:
-    """Of all that decides the weights: our code, the libraries, and the examples (so the environment's code as well)."""
+    """Of all that decides the weights: our code, the libraries, the examples (and so the environment's code)."""
     digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__} {policy_steps} {mtp_steps}".encode())
     for module in (__file__, tokenizer_module.__file__, attention.__file__, model.__file__, mtp.__file__):
         digest.update(Path(module).read_bytes())
@@ -144,7 +144,8 @@ def _build(
     samples = _samples(tokenizer, examples)
     config = starter_config(tokenizer)
     policy = AutoModelForCausalLM.from_config(config, attn_implementation=attention.IMPLEMENTATION)
-    module = PolicyModel(policy, mtp.MtpLayer(policy.config))
+    layer = mtp.MtpLayer(policy.config)
+    module = PolicyModel(policy, layer)
 
     def next_token(output: PolicyOutput, num_tokens: int) -> Tensor:
         return -output.logprobs.sum() / num_tokens
@@ -152,17 +153,17 @@ def _build(
     def draft(output: PolicyOutput, num_tokens: int) -> Tensor:
         return output.mtp_loss / num_tokens
 
-    module.mtp.requires_grad_(False)
+    layer.requires_grad_(False)
     _train(module, samples[: policy_steps * EXAMPLES_PER_STEP], next_token, 0, "policy", progress)
     module.requires_grad_(False)
-    module.mtp.requires_grad_(True)
+    layer.requires_grad_(True)
     _train(module, samples[-mtp_steps * EXAMPLES_PER_STEP :], draft, MTP_TOP_K, "MTP layer", progress)
     tokenizer.save_pretrained(folder)
     policy.generation_config.save_pretrained(folder)
     module.save(folder)
 
 
-def _samples(tokenizer: PreTrainedTokenizerFast, examples: list[Example]) -> list[Sample]:
+def _samples(tokenizer: Qwen2Tokenizer, examples: list[Example]) -> list[Sample]:
     """Loss on what the assistant writes, from after `<think>` up to and with its end-of-turn token."""
 
     def tokens(conversations: list[list[dict[str, str]]], **options: Any) -> list[list[int]]:
@@ -237,8 +238,9 @@ def _backward(
 
 
 def _optimizers(module: PolicyModel) -> Iterator[torch.optim.Optimizer]:
-    """Muon for the matrices between layers, which learns a small model in half of AdamW's tokens; AdamW for the rest."""
-    matrices, rest = [], []
+    """Muon for the matrices inside the layers, for it needs half of AdamW's tokens here; AdamW for the rest."""
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             inner = parameter.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name

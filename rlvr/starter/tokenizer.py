@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers import Tokenizer
 from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast
+from transformers import Qwen2Tokenizer
 
 VOCABULARY_SIZE = 352
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-
-# Digits stand alone; all else merges freely within a line, across words too, so that frequent phrases are one token.
-PIECES = r"\d|[^\d\n]*\n|[^\d\n]+"
 
 # A thought belongs to every assistant turn; the generation prompt opens it, and the model goes on from there.
 CHAT_TEMPLATE = """\
@@ -27,26 +26,28 @@ CHAT_TEMPLATE = """\
 """
 
 
-def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `VOCABULARY_SIZE` tokens; deterministic."""
+def train_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
+    """A tokenizer of at most `VOCABULARY_SIZE` tokens; deterministic.
+
+    It splits text as Qwen2's does (digits one by one), because transformers reads the tokenizer of any checkpoint with
+    `model_type: qwen2` so, whatever its files say.
+    """
+    splitting = Qwen2Tokenizer().backend_tokenizer
     tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.normalizer = splitting.normalizer
+    tokenizer.pre_tokenizer = splitting.pre_tokenizer
     trainer = BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
         min_frequency=2,
         special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator([*texts, *["system\nuser\nassistant\ntool\n"] * 2], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    trained = json.loads(tokenizer.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=trained["vocab"],
+        merges=[tuple(merge) for merge in trained["merges"]],
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>", "<think>", "</think>"],
