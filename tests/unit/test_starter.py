@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, Qwen2Tokenizer
+
+from environments.math_solver import MathSolver
+from rlvr.errors import ConfigError
+from rlvr.interfaces import Environment, Settings, Verifier
+from rlvr.learner.model import PolicyModel, has_mtp
+from rlvr.rollout.renderer import Renderer
+from rlvr.starter.build import build_starter
+from rlvr.starter.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from rlvr.types import Message, Split, Task
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Qwen2Tokenizer:
+    environment = MathSolver(MathSolver.Settings())
+    examples = islice(environment.worked_examples(0), 500)
+    return train_tokenizer(m.content + m.thinking for prompt, answer in examples for m in (*prompt, answer))
+
+
+def build(cache: Path, seed: int = 0) -> Path:
+    environment = MathSolver(MathSolver.Settings())
+    return build_starter(
+        environment, seed=seed, cache_folder=cache, progress=lambda line: None, policy_steps=3, mtp_steps=2
+    )
+
+
+def test_marks_and_digits_are_one_token_each(tokenizer: Qwen2Tokenizer) -> None:
+    for mark in SPECIAL_TOKENS:
+        assert len(tokenizer.encode(mark, add_special_tokens=False)) == 1
+    assert tokenizer.tokenize("1203") == list("1203")
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+@given(st.text())
+@settings(max_examples=50)
+def test_every_text_has_tokens_and_comes_back(text: str) -> None:
+    tokenizer = train_tokenizer(["What is 1+2?"])
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
+
+
+def test_a_generation_prompt_opens_the_thought_and_continues_to_the_whole(tokenizer: Qwen2Tokenizer) -> None:
+    prompt = [{"role": "user", "content": "What is 1+2?"}]
+    answer = {"role": "assistant", "thinking": "1+2:3", "content": "\\boxed{3}"}
+    opened = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*prompt, answer], tokenize=False)
+    assert opened.endswith("<|im_start|>assistant\n<think>")
+    assert whole == opened + "1+2:3</think>\\boxed{3}<|im_end|>\n"
+
+
+def test_the_renderer_reads_back_what_the_starter_writes(tokenizer: Qwen2Tokenizer) -> None:
+    renderer = Renderer(tokenizer)
+    ids = tokenizer.encode("1+2:3</think>\\boxed{3}<|im_end|>", add_special_tokens=False)
+    message = renderer.parse(renderer.start([Message(role="user", content="What is 1+2?")]), ids)
+    assert message == Message(role="assistant", thinking="1+2:3", content="\\boxed{3}")
+
+
+def test_a_checkpoint_loads_with_its_mtp_layer_and_the_same_tokenizer(tmp_path: Path) -> None:
+    folder = build(tmp_path)
+    assert has_mtp(folder)
+    model = PolicyModel.load(folder, dtype=torch.float32)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert 1_000_000 <= num_parameters <= 4_000_000
+    read = AutoTokenizer.from_pretrained(folder)
+    text = read.apply_chat_template([{"role": "user", "content": "Solve x-30=84."}], tokenize=False)
+    assert len(read.encode(text)) < 20
+    assert len(read) <= model.policy.config.vocab_size
+
+
+def test_a_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    first, again, other = build(tmp_path / "a"), build(tmp_path / "b"), build(tmp_path / "a", seed=1)
+    assert first.name == again.name != other.name
+    for file in first.iterdir():
+        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
+    assert (first / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
+
+
+def test_the_second_call_reads_the_cache(tmp_path: Path) -> None:
+    folder = build(tmp_path)
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert build(tmp_path) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_two_builders_at_once_leave_one_whole_folder(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        folders = set(pool.map(lambda _: build(tmp_path), range(2)))
+    assert [*tmp_path.iterdir()] == [*folders]
+    PolicyModel.load(folders.pop(), dtype=torch.float32)
+
+
+def test_the_cache_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLVR_CACHE", str(tmp_path / "cache"))
+    environment = MathSolver(MathSolver.Settings())
+    folder = build_starter(environment, seed=0, progress=lambda line: None, policy_steps=1, mtp_steps=1)
+    assert folder.parent == tmp_path / "cache"
+
+
+class Mute(Environment):
+    name = "mute"
+
+    def tasks(self, split: Split) -> Iterator[Task]:
+        return iter(())
+
+    def verifier(self) -> Verifier:
+        raise NotImplementedError
+
+
+def test_an_environment_without_worked_examples_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'mute' has no `worked_examples`.*set policy\.path"):
+        build_starter(Mute(Settings()), seed=0, cache_folder=tmp_path, progress=lambda line: None)
