@@ -52,6 +52,7 @@ class EngineHandle:
         inference = config.inference
         on_gpu = inference.gpus_per_engine > 0
         settings = EngineSettings(
+            index=index,
             model_folder=model_folder,
             dtype=("bfloat16" if on_gpu else "float32") if inference.dtype == "auto" else inference.dtype,
             enforce_eager=not on_gpu if inference.enforce_eager == "auto" else inference.enforce_eager,

@@ -10,6 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 
+_SECONDS_BETWEEN_LINES = 10.0
+
+
 class Reporter:
     """Writes to standard output. Times are since it was made."""
 
@@ -17,15 +20,19 @@ class Reporter:
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._status = self._console.status("") if self._console.is_terminal else None
         self._started = time.monotonic()
+        self._last_line = -_SECONDS_BETWEEN_LINES
 
     def say(self, text: str) -> None:
         """A line that stays."""
         self._console.print(Text(f"[{self._clock()}] {text}"))
+        self._last_line = time.monotonic()
 
     def progress(self, text: str) -> None:
         """The live line; without a terminal, a line like any other."""
         if self._status is None:
-            self.say(text)
+            # A log wants a sign of life now and then, not a film.
+            if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+                self.say(text)
             return
         self._status.start()
         self._status.update(Text(f"[{self._clock()}] {text}"))
@@ -43,7 +50,11 @@ class Reporter:
             f"{metrics['rollout/tokens_per_second']:,.0f} tokens/s",
             f"{_minutes(left_seconds)} left",
         ]
-        self.progress("  ".join(parts))
+        line = "  ".join(parts)
+        if self._status is None:
+            self.say(line)
+        else:
+            self.progress(line)
 
     def table(self, title: str, rows: Mapping[str, tuple[str, str]]) -> None:
         """Before and after."""

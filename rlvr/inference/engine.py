@@ -26,8 +26,9 @@ THINK_START, THINK_END = "<think>", "</think>"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """What an engine is built from. `dtype`, `enforce_eager` are resolved values, never "auto"."""
+    """What engine `index` is built from. `dtype`, `enforce_eager` are resolved values, never "auto"."""
 
+    index: int
     model_folder: str
     dtype: str
     enforce_eager: bool

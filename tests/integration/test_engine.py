@@ -36,6 +36,7 @@ async def engine(folders: dict[int, Path], request: pytest.FixtureRequest) -> As
     os.environ.update(environment_variables(num_threads=1, on_gpu=False))
     engine = Engine(
         EngineSettings(
+            index=0,
             model_folder=str(folders[0]),
             dtype="float32",
             enforce_eager=True,

@@ -1,0 +1,61 @@
+"""Exactly once: a run that is killed (SIGKILL, the whole session) at ten random moments, and started again each time.
+
+    scripts/bench/kill_and_resume.py [--kills 10] [--steps 40] [--seed 0] [--folder runs/bench]
+
+Moments are drawn over the whole life of a start, from its first second to well into training. At the end the ledger is
+audited: every task trained on once, or dropped with a reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+from common import TrainProcess, machine, read_metrics
+
+from rlvr.ledger import audit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--longest", type=float, default=75.0, help="seconds a start may live")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench"))
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    folder = options.folder.absolute() / "killed"
+    overrides = (f"run.num_steps={options.steps}", "run.checkpoint_every=2", "eval.num_tasks=32", "eval.every=1000")
+    for number in range(options.kills):
+        process = TrainProcess(folder, *overrides, fresh=number == 0)
+        moment = rng.uniform(1.0, options.longest)
+        time.sleep(moment)
+        ended = process.process.poll() is not None
+        if not ended:
+            process.kill()
+        checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("step-??????"))
+        print(
+            f"start {number + 1}: {'had ended' if ended else 'killed'} after {moment:.1f} s, latest checkpoint "
+            f"{checkpoints[-1] if checkpoints else 'none'}",
+            flush=True,
+        )
+    TrainProcess(folder, *overrides, fresh=False).lines()
+    steps, _ = read_metrics(folder)
+    ledger = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    fates = Counter(line.get("reason", "trained") for line in ledger)
+    problems = audit(folder / "ledger.jsonl")
+    in_order = [step["step"] for step in steps] == list(range(1, options.steps + 1))
+    print(f"\n{machine()}\n")
+    print(
+        f"{options.kills} kills, {options.steps} steps {'each there once' if in_order else 'NOT in order'}; "
+        f"{len(ledger)} tasks: {dict(fates)}; audit: {problems or "every task trained once or dropped with a reason"}"
+    )
+
+
+if __name__ == "__main__":
+    main()

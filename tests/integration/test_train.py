@@ -1,0 +1,121 @@
+"""`rlvr train` on the real stack (Ray, vLLM, DeepSpeed): the promises that only the whole can keep."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlvr.ledger import audit
+from rlvr.types import episode_from_json
+from tests.integration.runs import Run, write_config
+from tests.tiny import write_checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, policy: Path) -> Path:
+    return write_config(tmp_path, policy)
+
+
+def exported_weights(run: Run) -> dict[str, torch.Tensor]:
+    newest = max((run.folder / "checkpoints").glob("step-*"))
+    return load_file(newest / "model" / "model.safetensors")
+
+
+def test_a_run_keeps_its_staleness_bound_and_leaves_everything_it_promises(config: Path, tmp_path: Path) -> None:
+    run = Run(config, tmp_path, "rollout.max_staleness=2")
+    assert run.wait() == 0, run.output()
+    metrics = run.metrics()
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+    assert max(line["staleness/max"] for line in metrics) <= 2
+    assert any(line["staleness/max"] > 0 for line in metrics), "the rollouts waited for the learner"
+    assert all(line["sync/probe_error"] < 1e-4 for line in metrics[1:])
+    assert audit(run.folder / "ledger.jsonl") == []
+    trained = [line for line in run.ledger() if line["fate"] == "trained"]
+    assert len(trained) == 6 * 4
+    lines = (run.folder / "episodes" / "train-000.jsonl").read_text().splitlines()
+    episodes = [episode_from_json(line) for line in lines]
+    assert {line["task"] for line in trained} <= {episode.task.id for episode in episodes}
+    assert any(0 in turn.completion.loss_mask for episode in episodes for turn in episode.turns), "no forced token"
+    assert sum(turn.completion.num_draft_tokens for episode in episodes for turn in episode.turns) > 0
+    assert re.search(r"held-out accuracy \(32 tasks, greedy\)", run.output())
+    assert re.search(r"step 6/6 +held-out \d", run.output())
+
+
+def test_synchronous_runs_with_one_seed_are_the_same_run(config: Path, tmp_path: Path) -> None:
+    found = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        run = Run(config, folder, "rollout.max_staleness=0", "run.num_steps=4")
+        assert run.wait() == 0, run.output()
+        assert all(line["staleness/max"] == 0 for line in run.metrics())
+        found.append(([line["loss/policy"] for line in run.metrics()], exported_weights(run)))
+    assert found[0][0] == found[1][0]
+    assert found[0][1].keys() == found[1][1].keys()
+    assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
+
+
+def test_sigterm_leaves_a_checkpoint_and_sigkill_loses_nothing(config: Path, tmp_path: Path) -> None:
+    run = Run(config, tmp_path)
+    run.wait_for_step(1)
+    run.signal(signal.SIGTERM)
+    assert run.wait() == 0, run.output()
+    assert "SIGTERM: ending the step" in run.output()
+    assert run.last_step() < 6
+    stopped_at = run.last_step()
+    assert (run.folder / "checkpoints" / f"step-{stopped_at:06d}" / "run.json").exists()
+
+    run = Run(config, tmp_path, "run.num_steps=40")
+    run.wait_for_step(stopped_at + 3)
+    run.kill()
+
+    run = Run(config, tmp_path, f"run.num_steps={stopped_at + 8}")
+    assert run.wait() == 0, run.output()
+    assert "resumed from" in run.output()
+    assert [line["step"] for line in run.metrics()] == list(range(1, stopped_at + 9))
+    assert audit(run.folder / "ledger.jsonl") == []
+    assert len({line["step"] for line in run.ledger() if line["fate"] == "trained"}) == stopped_at + 8
+
+
+def test_a_part_that_dies_ends_the_run_with_its_name(config: Path, tmp_path: Path) -> None:
+    run = Run(config, tmp_path, "run.num_steps=1000")
+    run.wait_for_step(1)
+    below = psutil.Process(run.process.pid).children(recursive=True)
+    engines = [process for process in below if "EngineCore" in " ".join(process.cmdline())]
+    assert engines, [process.cmdline() for process in below]
+    for process in engines:
+        process.kill()
+    assert run.wait(120) == 1
+    assert "ComponentDied" in run.output()
+    assert re.search(r"(engine|rollout worker) \d+ died", run.output())
+
+
+def test_two_of_everything_train_together(config: Path, tmp_path: Path) -> None:
+    run = Run(
+        config,
+        tmp_path,
+        "learner.num_ranks=2",
+        "learner.zero_stage=2",
+        "inference.num_engines=2",
+        "rollout.num_workers=2",
+        "inference.cpus_per_engine=0.2",
+        "learner.cpus_per_rank=0.2",
+        "learner.updates_per_batch=2",
+        "run.num_steps=3",
+    )
+    assert run.wait() == 0, run.output()
+    assert audit(run.folder / "ledger.jsonl") == []
+    assert len(run.metrics()) == 3
