@@ -19,12 +19,19 @@ class Ledger:
     """Append-only, flushed at every line."""
 
     def __init__(self, path: Path, *, length: int = 0) -> None:
-        """Open `path`, cut back to `length` bytes."""
+        """Open `path`, cut back to `length` bytes; the counts go on from what stands there."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
         self._file.truncate(length)
+        self._file.seek(0, os.SEEK_END)  # `truncate` leaves the position past the new end
         self.num_trained = 0
         self.dropped: Counter[str] = Counter()
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            if entry["fate"] == "trained":
+                self.num_trained += 1
+            else:
+                self.dropped[entry["reason"]] += 1
 
     @property
     def length(self) -> int:

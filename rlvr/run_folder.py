@@ -65,6 +65,13 @@ class RunFolder:
             ) from None
         for unfinished in (self.path / "checkpoints").glob("*.tmp"):
             shutil.rmtree(unfinished)
+        for replaced in (self.path / "checkpoints").glob("*.replaced"):
+            # A kill came between the two renames of `commit`, or after them.
+            whole = replaced.with_suffix("")
+            if whole.exists():
+                shutil.rmtree(replaced)
+            else:
+                replaced.rename(whole)
         (self.path / "config.json").write_text(dump(config))
         starts = len(list((self.path / "episodes").glob("train-*.jsonl")))
         self._episodes: dict[str, IO[str]] = {
@@ -79,7 +86,9 @@ class RunFolder:
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint."""
-        whole = [folder for folder in (self.path / "checkpoints").glob("step-*") if (folder / STATE_FILE).is_file()]
+        whole = [
+            folder for folder in (self.path / "checkpoints").glob("step-??????") if (folder / STATE_FILE).is_file()
+        ]
         return max(whole, default=None)
 
     def load_state(self, checkpoint: Path) -> RunState:
@@ -97,6 +106,7 @@ class RunFolder:
         """Go on with metrics.jsonl, cut back to `length` bytes."""
         self._metrics = (self.path / "metrics.jsonl").open("ab")
         self._metrics.truncate(length)
+        self._metrics.seek(0, os.SEEK_END)  # `truncate` leaves the position past the new end
 
     @property
     def metrics_length(self) -> int:
@@ -129,10 +139,11 @@ class RunFolder:
             file.write(types.to_json_line(state) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        final = folder.with_suffix("")
+        final, replaced = folder.with_suffix(""), folder.with_suffix(".replaced")
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(replaced)
         folder.rename(final)
+        shutil.rmtree(replaced, ignore_errors=True)
         whole = sorted(final.parent.glob("step-??????"))
         for old in whole[: -self._keep]:
             shutil.rmtree(old)
