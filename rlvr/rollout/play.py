@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlvr.interfaces import Environment, Sampler
@@ -38,23 +38,27 @@ async def play(
     turns: list[Turn] = []
     transcript: list[Message] = []
 
-    async def off_loop(boundary: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Call the environment's code in a thread, within the time that is left."""
-        left = None if task.budget.seconds is None else task.budget.seconds - (time.perf_counter() - started)
+    async def off_loop(boundary: str, kind: type[Any], function: Callable[..., Any], *args: Any) -> Any:
+        """Call the environment's code in a thread, within the time that is left; it must return a `kind`."""
         begin = time.perf_counter()
+        limit = asyncio.timeout(None if task.budget.seconds is None else task.budget.seconds - (begin - started))
         try:
-            async with asyncio.timeout(left):
-                result = await asyncio.to_thread(function, *args)
-                return await result if inspect.isawaitable(result) else result
-        except TimeoutError:
-            raise _Invalid(boundary, f"took longer than the {task.budget.seconds} s of the episode") from None
+            async with limit:
+                result = await asyncio.to_thread(_call, function, *args)
+                if inspect.isawaitable(result):
+                    result = await result
+            if not isinstance(result, kind):
+                raise TypeError(f"returned {result!r}, not a {kind.__name__}")
+            return result
         except Exception as error:
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise _Invalid(boundary, f"took longer than the {task.budget.seconds} s of the episode") from None
             raise _Invalid(boundary, repr(error)) from error
         finally:
             timings["verify" if boundary == "verify" else "environment"] += time.perf_counter() - begin
 
     async def converse() -> Stop:
-        transcript.extend(await off_loop("reset", environment.reset, task))
+        transcript.extend(await off_loop("reset", Sequence, environment.reset, task))
         prefix: tuple[int, ...] = ()
         new_ids = renderer.start(transcript)
         spent = Spent()
@@ -70,11 +74,13 @@ async def play(
                 seed=_mix(seed, episode_id, len(turns)),
             )
             begin = time.perf_counter()
-            left = None if task.budget.seconds is None else task.budget.seconds - (begin - started)
+            limit = asyncio.timeout(None if task.budget.seconds is None else task.budget.seconds - (begin - started))
             try:
-                async with asyncio.timeout(left):
+                async with limit:
                     completion = await sampler.sample(prefix, params, group=task.id)
             except TimeoutError:
+                if not limit.expired():
+                    raise
                 return "time_budget"
             finally:
                 timings["sample"] += time.perf_counter() - begin
@@ -84,7 +90,7 @@ async def play(
             if cut_off:
                 reply = Reply(done=True)
             else:
-                reply = await off_loop("step", environment.step, message)
+                reply = await off_loop("step", Reply, environment.step, message)
             turns.append(Turn(prompt_ids=new_ids, completion=completion, message=message, reply=reply))
             if cut_off:
                 return "completion_budget"
@@ -106,7 +112,7 @@ async def play(
         stop = await converse()
         if stop == "time_budget":
             raise _Invalid("sample", f"the engine took longer than the {task.budget.seconds} s of the episode")
-        verdict = await off_loop("verify", environment.verifier().verify, task, tuple(transcript))
+        verdict = await off_loop("verify", Verdict, lambda: environment.verifier().verify(task, tuple(transcript)))
     except _Invalid as failure:
         verdict = failure.verdict
     timings["total"] = time.perf_counter() - started
@@ -125,6 +131,14 @@ class _Invalid(Exception):
             verifier="rlvr.rollout.play",
             version="1",
         )
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    # No future carries these two out of a thread: the first never wakes its waiter, the second ends the event loop.
+    try:
+        return function(*args)
+    except (StopIteration, SystemExit) as error:
+        raise RuntimeError(repr(error)) from error
 
 
 def _mix(*parts: object) -> int:
