@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from rlvr.types import Message
 
 THINK_START, THINK_END = "<think>", "</think>"
+# An assistant's content that stands in for the one that was sampled; no template rewrites it.
+_SAMPLED = "rlvr-sampled-content"
 
 
 class Tokenizer(Protocol):
@@ -33,9 +35,6 @@ class Renderer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._think_end = (tokenizer.encode(THINK_END, add_special_tokens=False) or [-1])[0]
-        # What the template writes between an assistant's last token and whatever follows.
-        self._probe = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-        self._before = self._text(self._probe, add_generation_prompt=False)
 
     def start(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The whole prompt of a first turn, up to where the model goes on."""
@@ -43,11 +42,12 @@ class Renderer:
 
     def follow(self, completion_ids: Sequence[int], messages: Sequence[Message]) -> tuple[int, ...]:
         """The tokens between a completion and the next: its end (if it was cut off), the new messages, the opening."""
-        whole = self._text(self._probe + [_plain(message) for message in messages], add_generation_prompt=True)
-        eos = self._tokenizer.eos_token
-        _, _, after_eos = self._before.rpartition(eos)
+        before = [{"role": "user", "content": "q"}, {"role": "assistant", "content": _SAMPLED}]
+        whole = self._text(before + [_plain(message) for message in messages], add_generation_prompt=True)
+        # Not by length: some templates render an assistant's message otherwise once another one follows it.
+        _, _, after = whole.partition(_SAMPLED)
         ended = bool(completion_ids) and completion_ids[-1] == self._tokenizer.eos_token_id
-        return self._encode(("" if ended else eos) + after_eos + whole[len(self._before) :])
+        return self._encode(after.removeprefix(self._tokenizer.eos_token) if ended else after)
 
     def parse(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Message:
         """The assistant's message: what stands before `</think>` is its thought, the rest its content.
