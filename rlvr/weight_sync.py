@@ -8,6 +8,7 @@ a fixed prompt, computed by the engine with the weights it now holds, against th
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -75,7 +76,9 @@ async def check(version: int, targets: Sequence[SyncTarget], probe: Probe) -> fl
     worst = 0.0
     answers = await asyncio.gather(*(target.logprobs(probe.token_ids) for target in targets))
     for target, answer in zip(targets, answers, strict=True):
-        error = max(abs(a - b) for a, b in zip(answer, probe.expected, strict=True))
+        errors = [abs(a - b) for a, b in zip(answer, probe.expected, strict=True)]
+        # `max` alone passes over a NaN that does not stand first.
+        error = math.nan if any(map(math.isnan, errors)) else max(errors)
         if not error <= probe.tolerance:
             raise WeightSyncError(
                 f"{target.name} disagrees with the learner on version {version}: a log-probability of the fixed prompt "
