@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+import zlib
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -80,13 +82,18 @@ def _from_entry_point(name: str) -> Any:
 def _from_file(name: str) -> Any:
     path_text, _, attribute = name.rpartition(":")
     path = Path(path_text).absolute()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name of its own: a file may be called as a module is.
+    unique = f"rlvr_environment_{zlib.crc32(str(path).encode()):08x}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(unique, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise PluginError(f"environment {name!r}: there is no file {path}")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pydantic resolve annotations through the module's name.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[spec.name]
         raise PluginError(f"environment {name!r} cannot be imported: {error!r}") from error
     if not hasattr(module, attribute):
         raise PluginError(f"environment {name!r}: {path.name} defines no {attribute!r}")
