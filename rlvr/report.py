@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -28,7 +27,7 @@ class Reporter:
         self._last_line = time.monotonic()
 
     def progress(self, text: str) -> None:
-        """The live line; without a terminal, a line like any other."""
+        """The live line; without a terminal a line like any other, every ten seconds at most."""
         if self._status is None:
             # A log wants a sign of life now and then, not a film.
             if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
