@@ -1,0 +1,115 @@
+"""Numbers are over all episodes, before any filter; too many that cannot be judged stop the run."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlvr.errors import TooManyInvalid
+from rlvr.metrics import RolloutMeter
+from rlvr.types import Episode
+from tests.fakes import make_completion, make_episode
+
+
+def meter(max_invalid_fraction: float = 0.2) -> RolloutMeter:
+    return RolloutMeter(max_invalid_fraction=max_invalid_fraction)
+
+
+def taken(*episodes: Episode) -> dict[str, float]:
+    one = meter(1.0)
+    one.add(episodes)
+    return one.take()
+
+
+def test_rewards_are_means_over_all_judged_episodes_and_over_each_environment() -> None:
+    numbers = taken(
+        *[make_episode("correct", environment="a")] * 3,
+        make_episode("incorrect", environment="a"),
+        make_episode("incorrect", environment="b"),
+        make_episode("invalid", environment="b"),
+        make_episode("invalid", environment="c"),
+    )
+    assert numbers["env/a/reward/mean"] == 0.5
+    assert numbers["env/b/reward/mean"] == -1.0
+    assert "env/c/reward/mean" not in numbers, "nothing of it was judged"
+    assert numbers["reward/mean"] == pytest.approx(1 / 5), "not the mean of the environments' means"
+    assert numbers["rollout/num_episodes"] == 7
+    assert numbers["rollout/invalid_fraction"] == pytest.approx(2 / 7)
+
+
+def test_counts_of_tokens_are_over_completions_of_all_turns() -> None:
+    numbers = taken(
+        make_episode(completions=[make_completion(range(4)), make_completion(range(2))]),
+        make_episode("invalid", completions=[make_completion(range(9))], stop="completion_budget"),
+        make_episode(completions=[]),
+    )
+    assert numbers["rollout/num_tokens"] == 15
+    assert numbers["rollout/completion_tokens/mean"] == 5
+    assert numbers["rollout/truncated_fraction"] == pytest.approx(1 / 3)
+
+
+def test_forced_and_mixed_completions_are_counted() -> None:
+    numbers = taken(
+        make_episode(completions=[make_completion(forced=(1,)), make_completion()]),
+        make_episode(completions=[make_completion(versions=(1, 2)), make_completion()]),
+        make_episode(completions=[make_completion(forced=(0,), versions=(1, 2))]),
+    )
+    assert numbers["rollout/forced_fraction"] == pytest.approx(2 / 5)
+    assert numbers["rollout/mixed_version_fraction"] == pytest.approx(2 / 5)
+
+
+def test_acceptance_is_the_share_of_all_drafted_tokens_that_were_taken() -> None:
+    numbers = taken(
+        make_episode(completions=[make_completion(drafted=10, accepted=10), make_completion()]),
+        make_episode(completions=[make_completion(drafted=90, accepted=0)]),
+    )
+    assert numbers["draft/acceptance"] == 0.1, "not the mean of shares"
+    assert "draft/acceptance" not in taken(make_episode()), "nothing was drafted"
+
+
+def test_dropped_groups_are_counted_by_reason() -> None:
+    one = meter()
+    for reason in ("invalid", "zero_spread", "zero_spread"):
+        one.drop(reason)
+    numbers = one.take()
+    assert (numbers["groups/dropped/invalid"], numbers["groups/dropped/zero_spread"]) == (1, 2)
+
+
+def test_every_take_starts_over() -> None:
+    one = meter()
+    one.add([make_episode()])
+    one.drop("invalid")
+    one.take()
+    numbers = one.take()
+    assert numbers["rollout/num_episodes"] == numbers["rollout/num_tokens"] == 0
+    assert not any(name.startswith(("groups/", "env/", "reward/")) for name in numbers)
+
+
+def test_too_many_invalid_episodes_stop_the_run_with_figures_and_the_last_reason() -> None:
+    one = meter(0.2)
+    one.add([make_episode()] * 40 + [make_episode("invalid", reason="sandbox: gone")] * 10)
+    with pytest.raises(TooManyInvalid) as caught:
+        one.add([make_episode("invalid", number=7, reason="sandbox: no memory"), make_episode()])
+    assert "21% of the last 52 episodes could not be judged" in str(caught.value)
+    assert "run.max_invalid_fraction allows 20%" in str(caught.value)
+    assert "e/train/7@0#0: sandbox: no memory" in str(caught.value)
+
+
+def test_a_few_episodes_prove_nothing() -> None:
+    one = meter(0.2)
+    one.add([make_episode("invalid")] * 49)
+    with pytest.raises(TooManyInvalid, match="100% of the last 50"):
+        one.add([make_episode("invalid")])
+
+
+def test_only_the_last_episodes_count_and_a_take_does_not_forget_them() -> None:
+    one = meter(0.2)
+    one.add([make_episode()] * 1000)
+    one.take()
+    one.add([make_episode("invalid")] * 40)
+    one.take()
+    with pytest.raises(TooManyInvalid, match="of the last 200"):
+        one.add([make_episode("invalid")])
+
+
+def test_a_run_may_allow_any_share_of_invalid_episodes() -> None:
+    meter(1.0).add([make_episode("invalid")] * 300)

@@ -1,0 +1,129 @@
+"""A version counts as published only when every engine holds its bytes and computes with them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from rlvr.errors import WeightSyncError
+from rlvr.inference.engine import UpdateReport
+from rlvr.weight_sync import Probe, SyncReport, check, publish
+from rlvr.weights import Checksums
+
+PUBLISHED = Checksums(policy=0xABCDEF, draft=0x123456)
+PROBE = Probe(token_ids=(5, 6, 7), expected=(-1.0, -2.0), tolerance=1e-3)
+
+
+class FakeEngine:
+    """Reports `checksums` and answers the probe with `logprobs`; counts who is in `update` at the same time."""
+
+    updating = 0
+    most_updating = 0
+
+    def __init__(
+        self,
+        name: str = "engine 0",
+        *,
+        checksums: Checksums = PUBLISHED,
+        logprobs: Sequence[float] = PROBE.expected,
+        seconds: tuple[float, float] = (0.1, 0.2),
+        error: Exception | None = None,
+    ) -> None:
+        self.name = name
+        self._checksums, self._logprobs, self._seconds, self._error = checksums, logprobs, seconds, error
+        self.asked: list[tuple[int, ...]] = []
+        self.updated = False
+
+    async def update(self) -> UpdateReport:
+        FakeEngine.updating += 1
+        FakeEngine.most_updating = max(FakeEngine.most_updating, FakeEngine.updating)
+        await asyncio.sleep(0)
+        FakeEngine.updating -= 1
+        if self._error:
+            raise self._error
+        self.updated = True
+        return UpdateReport(
+            version=4, checksums=self._checksums, paused_seconds=self._seconds[0], total_seconds=self._seconds[1]
+        )
+
+    async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        assert self.updated, "the probe must meet the new weights"
+        self.asked.append(tuple(token_ids))
+        return list(self._logprobs)
+
+
+async def run(*engines: FakeEngine) -> SyncReport:
+    probe: asyncio.Future[Probe] = asyncio.get_running_loop().create_future()
+    probe.set_result(PROBE)
+    return await publish(4, PUBLISHED, engines, probe)
+
+
+async def test_a_sync_reports_the_worst_over_all_engines() -> None:
+    engines = [
+        FakeEngine(logprobs=(-1.0, -2.0), seconds=(0.3, 0.4)),
+        FakeEngine("engine 1", logprobs=(-1.0005, -2.0002), seconds=(0.1, 0.9)),
+    ]
+    report = await run(*engines)
+    assert report.paused_seconds == 0.3
+    assert report.total_seconds == 0.9
+    assert report.probe_error == pytest.approx(0.0005)
+    assert [engine.asked for engine in engines] == [[PROBE.token_ids], [PROBE.token_ids]]
+
+
+async def test_all_engines_are_updated_at_once() -> None:
+    FakeEngine.most_updating = 0
+    await run(*(FakeEngine(f"engine {index}") for index in range(3)))
+    assert FakeEngine.most_updating == 3
+
+
+@pytest.mark.parametrize("part", ["policy", "draft"])
+async def test_other_bytes_in_any_engine_are_an_error_that_names_the_engine_the_part_and_both_checksums(
+    part: str,
+) -> None:
+    wrong = PUBLISHED._replace(**{part: 0xBAD})
+    with pytest.raises(WeightSyncError) as caught:
+        await run(FakeEngine("engine 0"), FakeEngine("engine 1", checksums=wrong))
+    message = str(caught.value)
+    assert message.startswith(f"engine 1 loaded other {part} weights than version 4")
+    assert "checksum 00000bad" in message
+    assert f"published {getattr(PUBLISHED, part):08x}" in message
+
+
+@pytest.mark.parametrize(
+    ("answer", "figure"),
+    [
+        ((-1.0, -2.01), "1.00e-02"),
+        ((-0.99, -2.0), "1.00e-02"),
+        ((-1.0, math.nan), "nan"),
+        ((math.nan, -2.0), "nan"),
+        ((-math.inf, -2.0), "inf"),
+    ],
+)
+async def test_an_engine_that_computes_something_else_is_an_error_with_engine_and_figures(
+    answer: tuple[float, ...], figure: str
+) -> None:
+    with pytest.raises(WeightSyncError) as caught:
+        await run(FakeEngine("engine 0"), FakeEngine("engine 1", logprobs=answer))
+    message = str(caught.value)
+    assert message.startswith("engine 1 disagrees with the learner on version 4")
+    assert f"off by {figure}, allowed are 1e-03 (inference.probe_tolerance)" in message
+
+
+async def test_an_engine_that_cannot_update_ends_the_sync_with_its_own_error() -> None:
+    with pytest.raises(WeightSyncError, match="not taken"):
+        await run(FakeEngine("engine 0", error=WeightSyncError("version 4 was not taken")), FakeEngine("engine 1"))
+
+
+async def test_an_answer_of_another_length_is_never_taken_for_agreement() -> None:
+    with pytest.raises(ValueError, match="longer than"):
+        await run(FakeEngine(logprobs=(-1.0,)))
+
+
+async def test_a_check_alone_accepts_what_is_exactly_at_the_tolerance() -> None:
+    engine = FakeEngine(logprobs=(-1.5, -2.0))
+    engine.updated = True
+    probe = Probe(token_ids=(1, 2, 3), expected=(-1.0, -2.0), tolerance=0.5)
+    assert await check(4, [engine], probe) == 0.5
