@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import packages_distributions
@@ -17,6 +18,8 @@ OWN_PACKAGES = ("environments", "verifiers", "sandbox")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Errors meant for the user are one paragraph on standard error, and code 1."""
+    # Before anything loads OpenMP: threads that wait must not spin on cores that engines and learner share.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = _parser().parse_args(arguments)
     try:
         check_package_names()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from rlvr.errors import ConfigError
+
+# Ray sets it for the drivers of submitted jobs.
+_RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -208,8 +212,9 @@ class RunConfig(Section):
 
     @property
     def run_folder(self) -> Path:
-        """Absolute: Ray runs drivers and actors in folders of its own."""
-        return Path(self.run.folder).absolute() / self.run.name
+        """Absolute. A Ray job's working folder is a copy that Ray deletes: there, relative paths start at home."""
+        base = Path.home() if _RAY_JOB_VARIABLE in os.environ else Path.cwd()
+        return base / self.run.folder / self.run.name
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -221,7 +226,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         tree = tomllib.loads(Path(path).read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"no config file {str(path)!r}; configs/quickstart.toml is one to start from") from error
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise ConfigError(f"config file {str(path)!r} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _apply(tree, override)

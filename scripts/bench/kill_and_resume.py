@@ -50,10 +50,11 @@ def main() -> None:
     fates = Counter(line.get("reason", "trained") for line in ledger)
     problems = audit(folder / "ledger.jsonl")
     in_order = [step["step"] for step in steps] == list(range(1, options.steps + 1))
+    verdict = f"audit: {problems}" if problems else "every task was trained on once or dropped with a reason"
     print(f"\n{machine()}\n")
     print(
         f"{options.kills} kills, {options.steps} steps {'each there once' if in_order else 'NOT in order'}; "
-        f"{len(ledger)} tasks: {dict(fates)}; audit: {problems or "every task trained once or dropped with a reason"}"
+        f"{len(ledger)} tasks: {dict(fates)}; {verdict}"
     )
 
 

@@ -58,7 +58,11 @@ class Run:
         command = [sys.executable, "-m", module, "train", str(config), f"run.folder={folder}", *overrides]
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | {"COLUMNS": "200"}
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | {"COLUMNS": "200"},
             )
 
     def wait(self, seconds: float = 300) -> int:
