@@ -63,8 +63,8 @@ async def run(*engines: FakeEngine) -> SyncReport:
 
 async def test_a_sync_reports_the_worst_over_all_engines() -> None:
     engines = [
-        FakeEngine(logprobs=(-1.0, -2.0), seconds=(0.3, 0.4)),
-        FakeEngine("engine 1", logprobs=(-1.0005, -2.0002), seconds=(0.1, 0.9)),
+        FakeEngine(logprobs=(-1.0005, -2.0002), seconds=(0.3, 0.4)),
+        FakeEngine("engine 1", logprobs=(-1.0, -2.0), seconds=(0.1, 0.9)),
     ]
     report = await run(*engines)
     assert report.paused_seconds == 0.3

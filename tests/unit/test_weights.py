@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -52,6 +53,17 @@ def test_packing_copies_so_that_the_learners_next_step_changes_nothing() -> None
     packed = pack(0, [("w", weight)])
     weight += 1
     assert unpacked(packed)["w"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_tensor_may_be_reused_for_the_next_one_while_packing() -> None:
+    gathered = torch.zeros(3)
+
+    def one_after_another() -> Iterator[tuple[str, torch.Tensor]]:
+        for number in range(3):
+            yield f"w{number}", gathered.fill_(number)
+
+    back = unpacked(pack(0, one_after_another()))
+    assert [back[f"w{number}"].tolist() for number in range(3)] == [[0.0] * 3, [1.0] * 3, [2.0] * 3]
 
 
 def test_unpacking_makes_views_and_not_copies() -> None:
