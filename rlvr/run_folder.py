@@ -60,6 +60,7 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._lock.close()
             raise CheckpointError(
                 f"run folder {self.path} is in use by another process; give this run another run.name, or stop that one"
             ) from None
