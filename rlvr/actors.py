@@ -33,7 +33,10 @@ async def ask(component: str, waited_for: str, reference: Any, seconds: float) -
         async with asyncio.timeout(seconds):
             return await reference
     except TimeoutError:
-        raise DeadlineExceeded(f"{component} {waited_for}", seconds, "run.deadline_seconds sets the limit") from None
+        hint = "run.deadline_seconds sets the limit"
+        if waited_for in ("to start", "to be placed"):
+            hint += "; `ray status` shows whether the cluster has free resources for it"
+        raise DeadlineExceeded(f"{component} {waited_for}", seconds, hint) from None
     except RayTaskError as error:
         cause = error.cause
         if isinstance(cause, RlvrError):

@@ -14,7 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from rlvr.errors import ConfigError
 
@@ -62,6 +71,13 @@ class EnvironmentSection(Section):
     turns: PositiveInt = 1
     tool_calls: NonNegativeInt | None = None
     seconds: PositiveFloat = 120.0
+
+    @field_validator("name")
+    @classmethod
+    def _absolute(cls, name: str) -> str:
+        # Actors on a cluster have working folders of their own.
+        path, colon, attribute = name.rpartition(":")
+        return f"{Path(path).absolute()}:{attribute}" if colon and path.endswith(".py") else name
 
 
 class RolloutSection(Section):

@@ -26,9 +26,7 @@ class Exactness:
 
 
 @torch.no_grad()
-def exactness(
-    model: Any, samples: Iterable[tuple[tuple[int, ...], Completion]], *, temperature: float
-) -> Exactness:
+def exactness(model: Any, samples: Iterable[tuple[tuple[int, ...], Completion]], *, temperature: float) -> Exactness:
     """Compare completions with a Hugging Face model that holds the same weights.
 
     If every token is drawn from the model's distribution at `temperature`, then surprisal minus entropy, summed over

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from rlvr.errors import CheckpointError
 from rlvr.tasks import Ticket
 
 
@@ -19,8 +20,17 @@ class Ledger:
     """Append-only, flushed at every line."""
 
     def __init__(self, path: Path, *, length: int = 0) -> None:
-        """Open `path`, cut back to `length` bytes; the counts go on from what stands there."""
+        """Open `path`, cut back to `length` bytes; the counts go on from what stands there.
+
+        Raises `CheckpointError` for a file that is shorter.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
+        on_disk = path.stat().st_size if path.exists() else 0
+        if on_disk < length:
+            raise CheckpointError(
+                f"{path} has {on_disk} bytes, the checkpoint remembers {length}: it was changed or deleted since; "
+                "put it back, or start a new run from the checkpoint's model folder (policy.path)"
+            )
         self._file = path.open("ab")
         self._file.truncate(length)
         self._file.seek(0, os.SEEK_END)  # `truncate` leaves the position past the new end

@@ -35,6 +35,9 @@ def load_environment(name: str) -> type[Environment]:
         raise PluginError(
             f"environment {name!r} leads to {kind!r}, which is no subclass of rlvr.interfaces.Environment"
         )
+    missing = sorted(kind.__abstractmethods__ | ({"name"} - set(dir(kind))))
+    if missing:
+        raise PluginError(f"environment {name!r}: class {kind.__name__} lacks {', '.join(missing)}; write them")
     return kind
 
 
@@ -54,12 +57,16 @@ def list_environments() -> list[PluginInfo]:
     found = []
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         distribution = entry.dist
+        try:
+            summary = load_environment(entry.name).summary
+        except PluginError as error:
+            summary = f"BROKEN: {error}"
         found.append(
             PluginInfo(
                 name=entry.name,
                 distribution=distribution.name if distribution else "?",
                 version=distribution.version if distribution else "?",
-                summary=load_environment(entry.name).summary,
+                summary=summary,
             )
         )
     return found

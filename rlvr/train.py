@@ -37,7 +37,7 @@ def train(config: RunConfig, *, reporter: Reporter | None = None, engine_class: 
         reporter.say(f"run folder {folder.path}")
         prepared = prepare(config, reporter)
         reporter.progress("starting Ray")
-        with RayConnection(config):
+        with RayConnection(config, reporter):
             from rlvr.controller import Controller
             from rlvr.inference.engine import Engine
 
@@ -118,31 +118,35 @@ def check_policy(config: RunConfig, folder: Path) -> int:
 
 
 class RayConnection:
-    """Joins a running Ray where there is one, else starts one on this machine and stops it at the end."""
+    """Joins a running Ray where there is one, else starts one on this machine and stops it at the end.
 
-    def __init__(self, config: RunConfig) -> None:
+    Running is what `ray start` or a Ray job left word of (`RAY_ADDRESS`, or Ray's own note of the current cluster). A
+    Ray that another `rlvr train` started for itself is not joined.
+    """
+
+    def __init__(self, config: RunConfig, reporter: Reporter) -> None:
         self._config = config
+        self._reporter = reporter
 
     def __enter__(self) -> None:
         import ray
+        from ray._private.utils import read_ray_address
 
-        options: dict[str, Any] = {
-            "log_to_driver": False,
-            "logging_level": logging.WARNING,
-            "include_dashboard": False,
-        }
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
         address = self._config.ray.address
-        if address == "auto" and "RAY_ADDRESS" in os.environ:
-            address = os.environ["RAY_ADDRESS"]
-        if address in ("auto", "local"):
-            try:
-                if address == "local":
-                    raise ConnectionError
-                ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
-            except ConnectionError:
-                ray.init(address="local", num_cpus=self._config.ray.num_cpus, **options)
+        if address == "auto":
+            address = os.environ.get("RAY_ADDRESS") or read_ray_address() or "local"
+        if address == "local":
+            ray.init(address="local", num_cpus=self._config.ray.num_cpus, include_dashboard=False, **options)
         else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+            try:
+                ray.init(address=address, **options)
+            except ConnectionError as error:
+                raise ConfigError(
+                    f"no Ray answers at {address!r} (from ray.address, RAY_ADDRESS or the last `ray start`): {error}; "
+                    "start it, run `ray stop` to forget it, or set ray.address=local"
+                ) from error
+            self._reporter.say(f"joined the Ray cluster at {address}")
         _check_resources(self._config, ray.cluster_resources())
 
     def __exit__(self, *_: object) -> None:

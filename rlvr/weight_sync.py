@@ -54,7 +54,7 @@ async def publish(
     version: int, checksums: Checksums, targets: Sequence[SyncTarget], probe: Awaitable[Probe]
 ) -> SyncReport:
     """Replace the weights of all engines at once. Raises `WeightSyncError`, which names the engine and the figures."""
-    reports = await asyncio.gather(*(target.update() for target in targets))
+    reports, expected = await asyncio.gather(asyncio.gather(*(target.update() for target in targets)), probe)
     for target, report in zip(targets, reports, strict=True):
         for part in ("policy", "draft"):
             sent, received = getattr(checksums, part), getattr(report.checksums, part)
@@ -63,7 +63,7 @@ async def publish(
                     f"{target.name} loaded other {part} weights than version {version}: checksum {received:08x}, "
                     f"published {sent:08x}"
                 )
-    error = await check(version, targets, await probe)
+    error = await check(version, targets, expected)
     return SyncReport(
         paused_seconds=max(report.paused_seconds for report in reports),
         total_seconds=max(report.total_seconds for report in reports),

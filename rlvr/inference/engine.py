@@ -237,41 +237,38 @@ class Engine:
     ) -> tuple[int, ...]:
         if thinking_tokens is None or self._think_end is None:
             return (1,) * len(token_ids)
-        forced = forced_position(
+        forced = forced_positions(
             prompt_ids, token_ids, thinking_tokens, think_start=self._think_start, think_end=self._think_end
         )
-        return tuple(int(position != forced) for position in range(len(token_ids)))
+        return tuple(int(position not in forced) for position in range(len(token_ids)))
 
 
-def forced_position(
+def forced_positions(
     prompt_ids: Sequence[int],
     token_ids: Sequence[int],
     thinking_tokens: int,
     *,
     think_start: int | None,
     think_end: int,
-) -> int | None:
-    """Where in a completion `</think>` was forced by a thinking budget; `None` when the thought closed by itself.
+) -> set[int]:
+    """Where in a completion `</think>` was forced by a thinking budget; empty when every thought closed by itself.
 
     vLLM does not mark forced tokens, but leaves no doubt: after `thinking_tokens` tokens of thought the next one is
-    forced, whatever the policy would have said, and before that none is. The thought starts after the last `<think>` of
-    the prompt, unless a `</think>` follows it there; else after the first `<think>` of the completion.
+    forced, whatever the policy would have said, and before that none is. A thought starts after a `<think>`, in the
+    prompt or in the completion, and each has the whole budget.
     """
-    opened = _last_index(prompt_ids, think_start)
-    if opened is not None and opened > (_last_index(prompt_ids, think_end) or -1):
-        begin = opened + 1 - len(prompt_ids)
-    elif think_start is not None and think_start in token_ids:
-        begin = token_ids.index(think_start) + 1
-    else:
-        return None
-    forced = begin + thinking_tokens
-    if not 0 <= forced < len(token_ids) or token_ids[forced] != think_end:
-        return None
-    return None if think_end in token_ids[max(begin, 0) : forced] else forced
-
-
-def _last_index(values: Sequence[int], value: int | None) -> int | None:
-    return max((index for index, other in enumerate(values) if other == value), default=None)
+    forced: set[int] = set()
+    spent: int | None = None  # tokens of the thought that is open
+    for position, token in enumerate([*prompt_ids, *token_ids], start=-len(prompt_ids)):
+        if spent is None or (position < 0 and token == think_start):
+            spent = 0 if token == think_start else None
+        elif token == think_end:
+            if position >= 0 and spent == thinking_tokens:
+                forced.add(position)
+            spent = None
+        else:
+            spent += 1
+    return forced
 
 
 def _single_token(tokenizer: Any, text: str) -> int | None:

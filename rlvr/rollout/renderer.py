@@ -85,7 +85,9 @@ class Renderer:
 
 
 def _plain(message: Message) -> dict[str, str]:
-    return {"role": message.role, "content": message.content}
+    plain = {"role": message.role, "content": message.content}
+    # Templates know a thought under either name.
+    return plain | {"thinking": message.thinking, "reasoning_content": message.thinking} if message.thinking else plain
 
 
 def _after(text: str, mark: str) -> str:

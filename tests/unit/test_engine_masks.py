@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 import pytest
 
-from rlvr.inference.engine import forced_position
+from rlvr.inference.engine import forced_positions
 
 START, END, WORD = 1, 2, 3
 ALPHABET = (START, END, WORD)
 
 
-def play(prompt: Sequence[int], wishes: Sequence[int], budget: int) -> tuple[list[int], int | None] | None:
-    """What an engine makes of a policy's wishes, token by token, and where it forced one.
+def play(prompt: Sequence[int], wishes: Sequence[int], budget: int) -> tuple[list[int], set[int]] | None:
+    """What an engine makes of a policy's wishes, token by token, and where it forced any.
 
     An open thought closes by force once it holds `budget` tokens. `None` where the rule leaves the case open: the
-    prompt's thought is longer than the budget already, or a second thought begins after a first one closed.
+    prompt's thought is longer than the budget already.
     """
     thought: int | None = None  # tokens in the open thought
     for token in prompt:
@@ -25,22 +25,20 @@ def play(prompt: Sequence[int], wishes: Sequence[int], budget: int) -> tuple[lis
     if thought is not None and thought > budget:
         return None
     completion: list[int] = []
-    forced = None
-    closed = False
+    forced: set[int] = set()
     for position, wish in enumerate(wishes):
         if thought is not None and thought == budget:
             completion.append(END)
-            forced, thought, closed = position, None, True
+            forced.add(position)
+            thought = None
             continue
         completion.append(wish)
         if thought is not None:
             if wish == END:
-                thought, closed = None, True
+                thought = None
             else:
                 thought += 1
         elif wish == START:
-            if closed:
-                return None
             thought = 0
     return completion, forced
 
@@ -59,26 +57,26 @@ def test_every_short_completion_under_every_short_prompt(budget: int) -> None:
                 continue
             completion, forced = played
             for length in range(len(completion) + 1):  # a completion may end anywhere
-                expected = forced if forced is not None and forced < length else None
-                found = forced_position(prompt, completion[:length], budget, think_start=START, think_end=END)
+                expected = {position for position in forced if position < length}
+                found = forced_positions(prompt, completion[:length], budget, think_start=START, think_end=END)
                 assert found == expected, (prompt, wishes, completion[:length])
-                seen["free" if expected is None else "forced"] += 1
+                seen["forced" if expected else "free"] += 1
     assert min(seen.values()) > 1000
 
 
 def test_a_thought_that_closes_by_itself_one_token_early_is_not_forced() -> None:
-    assert forced_position((START,), (WORD, END, WORD), 2, think_start=START, think_end=END) is None
-    assert forced_position((START,), (WORD, WORD, END), 2, think_start=START, think_end=END) == 2
+    assert forced_positions((START,), (WORD, END, WORD), 2, think_start=START, think_end=END) == set()
+    assert forced_positions((START,), (WORD, WORD, END), 2, think_start=START, think_end=END) == {2}
 
 
 def test_a_budget_of_nothing_forces_the_first_token() -> None:
-    assert forced_position((START,), (END, WORD), 0, think_start=START, think_end=END) == 0
+    assert forced_positions((START,), (END, WORD), 0, think_start=START, think_end=END) == {0}
 
 
 def test_a_policy_without_a_mark_for_the_beginning_is_never_forced() -> None:
-    assert forced_position((WORD,), (WORD, END), 1, think_start=None, think_end=END) is None
+    assert forced_positions((WORD,), (WORD, END), 1, think_start=None, think_end=END) == set()
 
 
 def test_a_thought_longer_than_its_budget_means_that_nothing_was_forced() -> None:
     # As when the engine could not force at all: a word stands where the end would.
-    assert forced_position((START,), (WORD, WORD, WORD, END), 2, think_start=START, think_end=END) is None
+    assert forced_positions((START,), (WORD, WORD, WORD, END), 2, think_start=START, think_end=END) == set()
