@@ -40,9 +40,6 @@ class EnvironmentSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Settings = EnvironmentSettings
-
-
 class Environment(ABC):
     """What the model is asked, and what answers it. An episode has an environment object of its own.
 

@@ -22,7 +22,7 @@ PATIENCE = 20_000
 Level = Annotated[int, Field(ge=min(data.LEVELS), le=max(data.LEVELS))]
 
 
-class MathSettings(interfaces.Settings):
+class MathSettings(interfaces.EnvironmentSettings):
     """The `settings` table of this environment."""
 
     levels: tuple[Level, ...] = Field((1,), min_length=1, description="difficulties to draw from, 1 to 3")

@@ -85,10 +85,6 @@ class Run:
         steps = [line["step"] for line in self.metrics()] if (self.folder / "metrics.jsonl").exists() else []
         return max(steps, default=0)
 
-    def signal(self, number: signal.Signals) -> None:
-        """To the driver alone."""
-        self.process.send_signal(number)
-
     def kill(self) -> None:
         """SIGKILL, as a power cut would."""
         os.killpg(self.process.pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -68,12 +69,13 @@ def test_synchronous_runs_with_one_seed_are_the_same_run(config: Path, tmp_path:
     assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
 
 
-def test_sigterm_leaves_a_checkpoint_and_sigkill_loses_nothing(config: Path, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_checkpoint_and_sigkill_loses_nothing(config: Path, tmp_path: Path) -> None:
     run = Run(config, tmp_path)
     run.wait_for_step(1)
-    run.signal(signal.SIGTERM)
+    # As a terminal does: Ray's processes and the engines get it too.
+    os.killpg(run.process.pid, signal.SIGINT)
     assert run.wait() == 0, run.output()
-    assert "SIGTERM: ending the step" in run.output()
+    assert "SIGINT: ending the step" in run.output()
     assert run.last_step() < 6
     stopped_at = run.last_step()
     assert (run.folder / "checkpoints" / f"step-{stopped_at:06d}" / "run.json").exists()

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from environments.math_solver import MathSolver
 from rlvr.errors import ConfigError
-from rlvr.interfaces import Environment, Settings, Verifier
+from rlvr.interfaces import Environment, EnvironmentSettings, Verifier
 from rlvr.learner.model import PolicyModel, has_mtp
 from rlvr.rollout.renderer import Renderer
 from rlvr.starter.build import build_starter
@@ -124,4 +124,4 @@ class Mute(Environment):
 
 def test_an_environment_without_worked_examples_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'mute' has no `worked_examples`.*set policy\.path"):
-        build_starter(Mute(Settings()), seed=0, cache_folder=tmp_path, progress=lambda line: None)
+        build_starter(Mute(EnvironmentSettings()), seed=0, cache_folder=tmp_path, progress=lambda line: None)

@@ -1,0 +1,74 @@
+"""What is wrong with a policy or too large for the cluster is said before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlvr import config
+from rlvr.errors import ConfigError
+from rlvr.report import Reporter
+from rlvr.train import _check_resources, check_policy, prepare
+from tests.tiny import write_checkpoint
+
+
+def make(**sections: Any) -> config.RunConfig:
+    tree: dict[str, Any] = {"run": {"name": "t"}, "environments": [{"name": "math_solver"}]}
+    return config.parse(tree | sections)
+
+
+@pytest.fixture(scope="module")
+def without_mtp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("plain"), mtp=False)
+
+
+def test_a_policy_without_mtp_weights_cannot_draft(without_mtp: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"num_draft_tokens = 1 needs MTP weights.*set inference\.num_draft_tokens = 0"
+    ):
+        check_policy(make(), without_mtp)
+
+
+def test_a_policy_without_mtp_weights_cannot_train_them(without_mtp: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mtp\.train = true needs MTP weights.*set learner\.mtp\.train = false"):
+        check_policy(make(inference={"num_draft_tokens": 0}), without_mtp)
+
+
+def test_a_policy_without_mtp_weights_trains_where_neither_is_asked_for(without_mtp: Path) -> None:
+    settings = make(inference={"num_draft_tokens": 0}, learner={"mtp": {"train": False}})
+    assert check_policy(settings, without_mtp) > 200
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config\.json.*'starter'"):
+        check_policy(make(), tmp_path)
+
+
+def test_a_limited_thought_needs_a_mark_of_one_token(without_mtp: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "unmarked"
+    folder.mkdir()
+    for file in without_mtp.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes().replace(b"</think>", b"</thunk>"))
+    environments = [{"name": "math_solver", "thinking_tokens": [8, "unlimited"]}]
+    settings = make(environments=environments, inference={"num_draft_tokens": 0}, learner={"mtp": {"train": False}})
+    with pytest.raises(ConfigError, match=r"</think> is not one token.*thinking_tokens = \['unlimited'\]"):
+        check_policy(settings, folder)
+
+
+def test_the_same_environment_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="each may stand in the mixture once"):
+        prepare(make(environments=[{"name": "math_solver"}] * 2), Reporter())
+
+
+def test_a_wrong_setting_of_an_environment_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"math_solver.*levls.*known settings: levels"):
+        prepare(make(environments=[{"name": "math_solver", "settings": {"levls": [1]}}]), Reporter())
+
+
+def test_a_run_that_the_cluster_can_never_place_is_refused_with_its_shares() -> None:
+    settings = make(learner={"num_ranks": 4, "gpus_per_rank": 1, "cpus_per_rank": 0})
+    with pytest.raises(ConfigError, match=r"needs 4 GPUs \(learner 4 x 1\.0\), and Ray has 2"):
+        _check_resources(settings, {"CPU": 8, "GPU": 2})
+    _check_resources(settings, {"CPU": 8, "GPU": 4})
