@@ -132,7 +132,7 @@ class RayConnection:
         import ray
         from ray._private.utils import read_ray_address
 
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         address = self._config.ray.address
         if address == "auto":
             address = os.environ.get("RAY_ADDRESS") or read_ray_address() or "local"

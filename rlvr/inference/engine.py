@@ -54,7 +54,7 @@ class UpdateReport:
 
 def environment_variables(*, num_threads: int, on_gpu: bool) -> dict[str, str]:
     """For the process that hosts an engine; they must be set before vLLM is imported."""
-    variables = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    variables = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     if not on_gpu:
         # libgomp spins at barriers, which on shared cores costs a factor of 10; Intel's OpenMP sleeps.
         openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
