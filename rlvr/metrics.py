@@ -43,8 +43,10 @@ class RolloutMeter:
         self._dropped[reason] += 1
 
     def take(self) -> dict[str, float]:
-        """Everything since the last call."""
+        """Everything since the last call; nothing at all when no episode has ended since then."""
         episodes = self._episodes
+        if not episodes:
+            return {}
         seconds = max(1e-9, time.perf_counter() - self._since)
         completions = [turn.completion for episode in episodes for turn in episode.turns]
         num_tokens = sum(len(completion.token_ids) for completion in completions)

@@ -20,6 +20,7 @@ class Reporter:
         self._status = self._console.status("") if self._console.is_terminal else None
         self._started = time.monotonic()
         self._last_line = -_SECONDS_BETWEEN_LINES
+        self._shown: dict[str, float] = {}
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -39,14 +40,16 @@ class Reporter:
     def step(
         self, metrics: Mapping[str, float], *, num_steps: int, accuracy: float | None, left_seconds: float
     ) -> None:
-        """The progress of training, from one step's metrics."""
+        """The progress of training. A step during which no episode ended shows the rollouts of the one before."""
+        self._shown |= metrics
+        metrics = self._shown
         parts = [
             f"step {int(metrics['step'])}/{num_steps}",
             f"held-out {accuracy:.1%}" if accuracy is not None else "held-out -",
             f"reward {metrics.get('reward/mean', float('nan')):+.2f}",
             f"staleness {metrics['staleness/mean']:.1f} (max {int(metrics['staleness/max'])})",
             f"accepted {metrics['draft/acceptance']:.0%}" if "draft/acceptance" in metrics else "no drafts",
-            f"{metrics['rollout/tokens_per_second']:,.0f} tokens/s",
+            f"{metrics.get('rollout/tokens_per_second', 0):,.0f} tokens/s",
             f"{_minutes(left_seconds)} left",
         ]
         line = "  ".join(parts)

@@ -68,6 +68,7 @@ def test_acceptance_is_the_share_of_all_drafted_tokens_that_were_taken() -> None
 
 def test_dropped_groups_are_counted_by_reason() -> None:
     one = meter()
+    one.add([make_episode()])
     for reason in ("invalid", "zero_spread", "zero_spread"):
         one.drop(reason)
     numbers = one.take()
@@ -79,9 +80,11 @@ def test_every_take_starts_over() -> None:
     one.add([make_episode()])
     one.drop("invalid")
     one.take()
+    assert one.take() == {}, "no episode ended: a mean of nothing must not look like a number"
+    one.add([make_episode()])
     numbers = one.take()
-    assert numbers["rollout/num_episodes"] == numbers["rollout/num_tokens"] == 0
-    assert not any(name.startswith(("groups/", "env/", "reward/")) for name in numbers)
+    assert numbers["rollout/num_episodes"] == 1
+    assert not any(name.startswith("groups/") for name in numbers)
 
 
 def test_too_many_invalid_episodes_stop_the_run_with_figures_and_the_last_reason() -> None:
