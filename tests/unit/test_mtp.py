@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_model import TEMPERATURE, micro_batch, reference_model, sequences, tiny_policy
+from tests.unit.test_model import TEMPERATURE, micro_batch, reference_model, sequences, tiny_policy
 from torch import Tensor
 
 from rlvr.learner import model as model_module
