@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.unit.test_model import TEMPERATURE, micro_batch, reference_model, sequences, tiny_policy
 from torch import Tensor
 
 from rlvr.learner import model as model_module
 from rlvr.learner.mtp import CHECKPOINT_PREFIX
+from tests.unit.test_model import TEMPERATURE, micro_batch, reference_model, sequences, tiny_policy
 
 
 def plain_mtp(w: dict[str, Tensor], hidden: Tensor, following: Tensor, *, heads: int, kv_heads: int) -> Tensor:
