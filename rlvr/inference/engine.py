@@ -147,7 +147,7 @@ class Engine:
         return Completion(
             token_ids=token_ids,
             logprobs=logprobs,
-            loss_mask=self._loss_mask(prompt_ids, token_ids, params.thinking_tokens),
+            loss_mask=self._loss_mask(prompt_ids, token_ids, logprobs, params.thinking_tokens),
             finish_reason=cast("FinishReason", completion.finish_reason),
             weight_spans=tuple(
                 WeightSpan(int(span.version), span.start, span.end) for span in completion.weight_versions or ()
@@ -233,14 +233,23 @@ class Engine:
         self.version = version
 
     def _loss_mask(
-        self, prompt_ids: Sequence[int], token_ids: tuple[int, ...], thinking_tokens: int | None
+        self,
+        prompt_ids: Sequence[int],
+        token_ids: tuple[int, ...],
+        logprobs: tuple[float, ...],
+        thinking_tokens: int | None,
     ) -> tuple[int, ...]:
         if thinking_tokens is None or self._think_end is None:
             return (1,) * len(token_ids)
         forced = forced_positions(
             prompt_ids, token_ids, thinking_tokens, think_start=self._think_start, think_end=self._think_end
         )
-        return tuple(int(position not in forced) for position in range(len(token_ids)))
+        # vLLM forces by taking every other token away, which leaves a log-probability of exactly 0. That also finds a
+        # second thought that it closed a token late when drafting; a `</think>` sampled at 0 had nothing to teach.
+        return tuple(
+            int(not (position in forced or (token == self._think_end and logprob == 0.0)))
+            for position, (token, logprob) in enumerate(zip(token_ids, logprobs, strict=True))
+        )
 
 
 def forced_positions(

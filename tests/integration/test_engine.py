@@ -114,11 +114,14 @@ async def test_a_seed_repeats_a_completion_bit_for_bit_whatever_runs_beside_it(e
 
 @pytest.mark.parametrize("budget", [0, 1, 5, 12])
 async def test_a_thought_is_closed_at_its_budget_and_only_that_token_is_masked(engine: Engine, budget: int) -> None:
+    """vLLM reports a log-probability of exactly 0 for a forced token, which no token of this policy has by itself."""
+    num_forced = 0
     for completion in await sample(engine, 16, seed=50, thinking_tokens=budget, length=24):
-        closed = completion.token_ids.index(THINK_END)
-        assert closed <= budget
-        forced = [position for position, mask in enumerate(completion.loss_mask) if not mask]
-        assert forced == ([budget] if closed == budget else [])
+        assert completion.token_ids.index(THINK_END) <= budget
+        forced = [position for position, logprob in enumerate(completion.logprobs) if logprob == 0.0]
+        assert [position for position, mask in enumerate(completion.loss_mask) if not mask] == forced, completion
+        num_forced += len(forced)
+    assert num_forced > 0
 
 
 async def test_an_update_reaches_policy_and_draft_while_a_request_is_in_flight(
