@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import time
@@ -28,6 +29,8 @@ def environment() -> dict[str, str]:
     return os.environ | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "RAY_ADDRESS": f"127.0.0.1:{PORT}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD_PORT}",
     }
 
@@ -40,7 +43,7 @@ def ray(environment: dict[str, str], *arguments: str, seconds: float = 120) -> s
 
 @pytest.fixture(scope="module")
 def cluster(environment: dict[str, str]) -> Iterator[dict[str, str]]:
-    starting = {name: value for name, value in environment.items() if not name.startswith("RAY_A")}
+    starting = {name: value for name, value in environment.items() if "ADDRESS" not in name}
     command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={PORT}"]
     command += [f"--dashboard-port={DASHBOARD_PORT}", "--include-dashboard=true"]
     head = subprocess.Popen(command, env=starting, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
