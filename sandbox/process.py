@@ -1,10 +1,10 @@
 """An interim backend: a plain process with limits, killed as a group. **Not a security boundary.**
 
 It keeps honest mistakes (endless loops, memory, output, stray children) off the machine, and no more: the program can
-read what this user can read, reach the network, and leave the process group by starting a session of its own. The Docker
-and bubblewrap backends replace it behind the same seam. Limits that it does not keep: `processes` (the kernel counts
-them by user, and this user has many). Of the statuses it never reports `out_of_memory` and `too_many_processes`: a
-program that meets its address-space limit gets a MemoryError of its own.
+read what this user can read, reach the network, and leave the process group by starting a session of its own. The
+Docker and bubblewrap backends replace it behind the same seam. A limit that it does not keep: `processes` (the kernel
+counts them by user, and this user has many). It never reports `out_of_memory` or `too_many_processes`: a program that
+meets its address-space limit gets a MemoryError of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.base import Execution, Limits, Program, Status, Talk
+from sandbox.base import Execution, Program, Status, Talk
 
 # Runs in the child before the program. It dies with its supervisor, gains no privileges, and gives up the capabilities
 # and the dumpable flag that would let one run read the memory or the open files of another run of the same user.
@@ -132,7 +132,9 @@ class _Run:
 
     async def until_gone(self, talk: Talk | None) -> Execution:
         loop = asyncio.get_running_loop()
-        assert self.child.stdin and self.child.stdout and self.child.stderr
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        assert self.child.stderr is not None
         gone = asyncio.Event()
         stop = asyncio.Event()  # set by whoever decides that the program must end
         pidfd = os.pidfd_open(self.child.pid)

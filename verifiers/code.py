@@ -3,15 +3,15 @@
     answer --extract--> source --+-- function tests: verifiers.code_calls     reference {"entry_point", "tests"}
                                  +-- stdin and stdout: verifiers.code_io      reference {"io": [{"input", "output"}]}
 
-    reference, function tests   `tests` is HumanEval's `def check(candidate): ...`, or bare asserts on the entry point (a
-                                text, or a list of them). Optional `setup`: code that both sides need first (imports,
-                                helpers of the prompt). `entry_point` may be a method, "Solution.f".
+    reference, function tests   `tests` is HumanEval's `def check(candidate): ...`, or bare asserts on the entry point
+                                (a text, or a list of them). Optional `setup`: code that both sides need first
+                                (imports, helpers of the prompt). `entry_point` may be a method, "Solution.f".
     reference, both             optional `limits` (fields of `sandbox.base.Limits`, and `total_seconds`), `solution` (a
                                 gold answer), `checker` (see `verifiers.code_io`)
 
-Why it cannot be fooled: the verdict is what the *tests' box* says, and the model's code never enters that box. Its values
-cross as plain data, so there is no frame to look into, no `__eq__` of its own, no harness to rewrite, and what it prints or
-exits with says nothing. What the model's code sees of a test is the arguments of the calls.
+Why it cannot be fooled: the verdict is what the *tests' box* says, and the model's code never enters that box. Its
+values cross as plain data, so there is no frame to look into, no `__eq__` of its own, no harness to rewrite, and what
+it prints or exits with says nothing. What the model's code sees of a test is the arguments of the calls.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 Between them only lines of JSON travel, relayed by `verifiers.code_calls`:
 
     tests -> solution   {"args": [...], "kwargs": {...}}
-    solution -> tests   {"value": ...}, {"value": null, "args": [...]} or {"error": [type names, nearest first], "text": ...}
+    solution -> tests   {"value": ...}, {"value": null, "args": [...]} or {"error": [type names], "text": ...}
     tests -> verifier   {"end": "passed" | "failed" | "reference", "why": ..., "calls": n}
 
 Values cross by value, as plain data (`encode`); nothing is pickled, and no class of the model's code reaches the tests.
@@ -108,7 +108,7 @@ BUILD: dict[str, Callable[[Any], Any]] = {
     "iterator": iter,
     "range": lambda parts: range(*parts),
     "fraction": lambda parts: Fraction(*parts),
-    "dict": lambda pairs: {key: item for key, item in pairs},
+    "dict": dict,
 }
 LEAVES: dict[str, Callable[[Any], Any]] = {
     "int": lambda text: int(text, 16),

@@ -101,7 +101,8 @@ async def run_function_tests(sandbox: Sandbox, source: str, reference: dict[str,
     try:
         seen.tests = await tests
         # Where the tests came to no end because of the solution, its box ends by itself now, and tells how.
-        if seen.end is None and seen.tests_ready and (seen.unanswered or not seen.loaded):
+        ended_by_it = seen.tests_ready and (seen.unanswered or not seen.loaded)
+        if seen.end is None and (ended_by_it or (solution.done() and not seen.solution_ready)):
             seen.solution = await solution
     finally:
         for task in (solution, tests):

@@ -1,9 +1,9 @@
 """Tests of a whole program: what it must write to stdout for a given stdin.
 
-`same_output` is the checker. Its rule, for `checker = "tokens"` (the default): blank lines and the amount of white space
-do not count; lines must have the same words in the same order; words are equal as text, or, where the expected word is
-written as a decimal (it has a point or an exponent), as numbers within 1e-6, absolute or relative. `checker = "exact"`
-compares the text, less white space at the end.
+`same_output` is the checker. Its rule, for `checker = "tokens"` (the default): blank lines and the amount of white
+space do not count; lines must have the same words in the same order; words are equal as text, or, where the expected
+word is written as a decimal (it has a point or an exponent), as numbers within 1e-6, absolute or relative.
+`checker = "exact"` compares the text, less white space at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def same_output(expected: str, given: str, checker: str = "tokens") -> bool:
     wanted = [words for line in expected.split("\n") if (words := line.split())]
     had = [words for line in given.split("\n") if (words := line.split())]
     return len(wanted) == len(had) and all(
-        len(ours) == len(theirs) and all(map(_same_word, ours, theirs)) for ours, theirs in zip(wanted, had, strict=True)
+        len(ours) == len(theirs) and all(map(_same_word, ours, theirs))
+        for ours, theirs in zip(wanted, had, strict=True)
     )
 
 
