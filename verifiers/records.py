@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from rlvr.errors import ConfigError
 from rlvr.types import Episode, Message, Role, Task, Verdict, episode_from_json
-from verifiers.registry import tool_call_text
+from verifiers.registry import VERIFIERS, tool_call_text
 
 MAX_LINE = 64 << 20  # bytes
 ROLES: dict[str, Role] = {
@@ -189,6 +189,8 @@ def _plain(data: dict[str, Any], *, gold: bool) -> Record:
     for field, value in (("verifier", verifier), ("environment", environment)):
         if not (value is None or isinstance(value, str)):
             raise RecordError(f"{field}: not a text")
+    if verifier is not None and verifier not in VERIFIERS:
+        raise RecordError(f"verifier: {verifier!r} is unknown; known are {', '.join(sorted(VERIFIERS))}")
     if "reference" not in data:
         raise RecordError("reference: missing")
     reference = data["reference"]
