@@ -1,8 +1,8 @@
 """An interim backend: a plain process with limits, killed as a group. **Not a security boundary.**
 
 It keeps honest mistakes (endless loops, memory, output, stray children) off the machine, and no more: the program can
-read what this user can read, reach the network, and leave the process group by starting a session of its own. The
-Docker and bubblewrap backends replace it behind the same seam. A limit that it does not keep: `processes` (the kernel
+read what this user can read, fill the disk, and reach the network. The Docker and bubblewrap backends replace it behind
+the same seam. A limit that it does not keep: `processes` (the kernel
 counts them by user, and this user has many). It never reports `out_of_memory` or `too_many_processes`: a program that
 meets its address-space limit gets a MemoryError of its own.
 """
@@ -24,14 +24,30 @@ from pathlib import Path
 from sandbox.base import Execution, Program, Status, Talk
 
 # Runs in the child before the program. It dies with its supervisor, gains no privileges, and gives up the capabilities
-# and the dumpable flag that would let one run read the memory or the open files of another run of the same user.
+# and the dumpable flag that would let one run read the memory or the open files of another run of the same user. A
+# seccomp filter (x86-64) lets it signal nobody but itself and its group, or it could kill its supervisor and pass for a
+# failure of ours; and keeps it from leaving its group, trace others, or reach into their memory.
 _BOOT = """
-import ctypes, sys
+import ctypes, os, struct, sys
 libc = ctypes.CDLL(None)
 libc.prctl(1, 9)
 libc.prctl(38, 1, 0, 0, 0)
 libc.capset(ctypes.byref((ctypes.c_uint32 * 2)(0x20080522, 0)), ctypes.byref((ctypes.c_uint32 * 6)()))
 libc.prctl(4, 0)
+if os.uname().machine == "x86_64":
+    # setpgid, setsid, ptrace, tkill, process_vm_readv, process_vm_writev, pidfd_send_signal, pidfd_getfd; kill, tgkill, prlimit64
+    refused, aimed = (109, 112, 101, 200, 310, 311, 424, 438), (62, 234, 302)
+    LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
+    allow = 4 + len(refused) + len(aimed)
+    refuse = allow + 4
+    program = [(LOAD, 0, 0, 4), (EQUAL, 0, refuse - 2, 0xC000003E), (LOAD, 0, 0, 0)]
+    program += [(AT_LEAST, refuse - 4, 0, 0x40000000)]
+    program += [(EQUAL, refuse - 5 - i, 0, number) for i, number in enumerate(refused)]
+    program += [(EQUAL, allow - 4 - len(refused) - i, 0, number) for i, number in enumerate(aimed)]
+    program += [(RETURN, 0, 0, 0x7FFF0000), (LOAD, 0, 0, 16), (EQUAL, 2, 0, os.getpid()), (EQUAL, 1, 0, 0)]
+    program += [(RETURN, 0, 0, 0x00050001), (RETURN, 0, 0, 0x7FFF0000)]
+    filter = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    libc.prctl(22, 2, ctypes.create_string_buffer(struct.pack("HP", len(program), ctypes.addressof(filter))), 0, 0)
 del ctypes, libc
 sys.argv = ["main.py"]
 with open("main.py", encoding="utf-8", errors="surrogatepass") as file:

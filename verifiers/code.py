@@ -35,7 +35,7 @@ from verifiers.code_io import run_io_tests
 MAX_SOURCE = 200_000  # characters
 TOTAL_SECONDS = 60.0  # of all runs on stdin and stdout together
 
-_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\n`]*)$", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})([^\n`]*)$", re.MULTILINE)
 _PYTHON = {"python", "python3", "py", "py3"}
 _HERE = Path(__file__).parent
 _CODE = b"".join((_HERE / f"{name}.py").read_bytes() for name in ("code", "code_box", "code_calls", "code_io"))

@@ -38,7 +38,7 @@ class Session:
         self._options = options
         self._files = input_files(options.inputs)
         self._summary = Summary()
-        self._difference = Difference(options.diff) if options.diff else None
+        self._difference: Difference | None = None
         # Failures are what makes the exit code 1 besides invalid verdicts and lines that cannot be read.
         self._num_printed = self._num_failures = self._done = 0
         self._bytes_before = self._total_bytes = 0
@@ -52,9 +52,11 @@ class Session:
         options = self._options
         self._total_bytes = 0 if "-" in self._files else sum(Path(name).stat().st_size for name in self._files)
         progress = Progress(self._total_bytes, show=False if options.no_progress else None)
-        out, skip = self._open_out()
         count = options.workers or len(os.sched_getaffinity(0))
         with Workers(count, record_seconds=options.record_seconds) as workers:
+            # After the fork: the index of the old verdicts is large, and no worker needs a copy.
+            self._difference = Difference(options.diff) if options.diff else None
+            out, skip = self._open_out()
             before = signal.signal(signal.SIGINT, lambda *_: self._interrupt(workers))
             flushed = time.monotonic()
             try:

@@ -158,6 +158,11 @@ TRICKS = {
     "self SIGKILL at import": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
     "self SIGKILL in a call": "import os, signal\ndef add(a, b): os.kill(os.getpid(), signal.SIGKILL)",
     "SIGKILL to the group": "import os, signal\ndef add(a, b): os.killpg(0, signal.SIGKILL)",
+    "SIGKILL to the verifier": "import os\ndef add(a, b):\n    os.kill(os.getppid(), 9)\n    return 1",
+    "SIGKILL to everybody": "import os\ndef add(a, b):\n    os.kill(-1, 9)\n    return 1",
+    "limits of the verifier": (
+        "import os, resource\ndef add(a, b):\n    resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (0, 0))\n    return 1"
+    ),
     "SIGSTOP": "import os, signal\ndef add(a, b): os.kill(os.getpid(), signal.SIGSTOP)",
     "segmentation fault": "import ctypes\ndef add(a, b): ctypes.string_at(0)",
     "closed pipes": "import os\ndef add(a, b):\n    os.closerange(0, 100)\n    return a + b",
@@ -397,7 +402,8 @@ def test_it_works_in_threads_beside_each_other_and_under_a_running_loop() -> Non
 def test_nothing_is_left_behind(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = set(Path("/proc/self/fd").iterdir())
-    fork = "import os, time\nfor _ in range(3):\n    if not os.fork():\n        time.sleep(987)\n"
+    flee = "try: os.setsid()\n        except OSError: pass"
+    fork = f"import os, time\nfor _ in range(3):\n    if not os.fork():\n        {flee}\n        time.sleep(987)\n"
     judge(fork + GOLD)
     judge("import time\ntime.sleep(60)", verifier=CodeVerifier(limits=Limits(wall_seconds=0.5)))
     assert list(tmp_path.iterdir()) == []
@@ -494,3 +500,10 @@ def test_extraction(answer: str, code: str) -> None:
 @given(st.text(alphabet="`~ \npyx"))
 def test_extraction_takes_any_text(answer: str) -> None:
     extract(answer)
+
+
+@pytest.mark.parametrize("text", ["`" * 10**6, "```" + " " * 10**6 + "`", "```\n" * 10**5, " " * 10**6 + "```"])
+def test_extraction_takes_linear_time(text: str) -> None:
+    began = time.process_time()
+    extract(text)
+    assert time.process_time() - began < 1.0
