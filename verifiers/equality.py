@@ -76,7 +76,10 @@ class _Comparison:
         if "=" in signs and "~" in signs:  # x = 1/3 ~ 0.33
             parts = parts[: signs.index("~") + 1]
         if not numeric.symbols(tree) or (signs[0] == "~" and not any(map(numeric.symbols, parts))):
-            self.same(parts) if "~" not in signs else None
+            if "~" not in signs:
+                self.same(parts)
+            elif any(abs(self.place(part) / (self.place(parts[0]) or 1) - 1) > 0.01 for part in parts[1:]):
+                raise _Unequal
             return None, parts[0]
         for lhs, rest in ((parts[0], parts[1:]), (parts[-1], parts[:-1])):
             if self.is_name(lhs) and not any(numeric.symbols(lhs) & numeric.symbols(part) for part in rest):
@@ -259,7 +262,9 @@ class _Comparison:
                 assigned = [self.named(item) for item in listed]
                 if all(name is not None for name, _ in assigned):
                     listed = [value for _, value in sorted(assigned, key=lambda pair: str(pair[0]))]
-                return tuple_.args[0] in "([" and self.in_order(tuple_.args[2], listed)  # type: ignore[union-attr]
+                if len(listed) < 3 and tuple_.args[0] != "(":  # type: ignore[union-attr]
+                    return False  # an interval is no pair of values
+                return self.in_order(tuple_.args[2], listed)  # type: ignore[union-attr]
         if any(self.has_order(item) for side in items for item in side):
             intervals = self.intervals(first), self.intervals(second)
             if intervals[0] is not None and intervals[1] is not None:

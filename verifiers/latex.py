@@ -39,7 +39,7 @@ RELATIONS = {"=", "<", ">", "<=", ">=", "!=", "~", "in"}
 CALLED = set("fgFGPQ")  # f(x) is a call, k(x) is a product
 MATRICES = {"matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"}
 _OPENING = {"(": ")", "[": "]", "<<": ">>", "\\{": "\\}"}
-_WHOLE = {"list", "set", "seq", "union", "inter", "minus", "rel", "matrix", "text", "ratio", "based"}
+_WHOLE = {"list", "set", "seq", "union", "inter", "minus", "rel", "matrix", "text", "ratio", "based", "unit"}
 _MIXED_LIST = {",", ";", "and", "or"}
 
 
@@ -73,7 +73,6 @@ class Decimal(Fraction):
 
 
 EMPTY = Node("set", ())
-_CIRCLE = Node("sym", ("circ",))
 REALS = Node("seq", ("(", ")", (Node("mul", (Fraction(-1), Node("const", ("oo",)))), Node("const", ("oo",)))))
 _NO_SOLUTION = {"no solution", "no solutions", "empty set", "the empty set", "no real solution", "no real solutions"}
 
@@ -335,8 +334,6 @@ class _Parser:
             return self.function(token)
         if token == "overline":
             return Node("sym", (f"overline {self.raw_group()}",))
-        if token == "circ":
-            return _CIRCLE
         if token.isalpha() and (len(token) == 1 or token in GREEK):
             return self.letter(token)
         raise ParseError(f"a number expected, not {token[:20].lstrip(chr(34)) or 'the end'!r}")
@@ -579,8 +576,6 @@ class _Parser:
         return self.multiply([above, self.inverse(below)])
 
     def raise_to(self, base: Tree, exponent: Tree) -> Tree:
-        if exponent == _CIRCLE:
-            return Node("unit", (base, (Fraction(1), (("deg", 1),))))
         if not (isinstance(base, Fraction) and isinstance(exponent, Fraction)):
             if isinstance(exponent, Fraction) and abs(exponent) > MAX_BITS:
                 raise ParseError("a power too large")

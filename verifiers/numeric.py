@@ -307,6 +307,8 @@ def _evaluate(tree: Tree, point: dict[str, Any], context: Any) -> tuple[Any, Any
         else:
             result = context.root(value, index)
         return result, abs(result) + (error * abs(result) / (index * abs(value)) if value else context.zero)
+    if op not in ("add", "mul", "pow") and op not in _ONE_ARGUMENT:
+        raise Undefined
     parts = [_evaluate(part, point, context) for part in args]
     if op == "add":
         value = sum(part[0] for part in parts)

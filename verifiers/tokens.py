@@ -133,6 +133,8 @@ def _scan(text: str, found: list[str], scanner: re.Pattern[str], depth: int) -> 
         elif kind == "sign":
             if token not in ("$", "~"):
                 found.append({"**": "^", "==": "="}.get(token, token))
+                if found[-4:] == ["^", "{", "circ", "}"]:
+                    found[-4:] = ["deg"]
         elif kind == "word":
             _word(token, found, text[position : position + 1])
         elif kind == "env":
@@ -168,7 +170,7 @@ def _command(
     if name in _COMMANDS:
         found.append(_COMMANDS[name])
         if name in ("circ", "degree"):
-            _degrees(found, text, position)
+            _degrees(found)
     elif name in _OPAQUE:
         found.append("~~" + name)
     elif name in "{}$%\\":
@@ -182,12 +184,10 @@ def _command(
     return position
 
 
-def _degrees(found: list[str], text: str, position: int) -> None:
-    """`^\\circ` and `^{\\circ}` become the unit "deg"; the brace that is still to come is dropped by the parser."""
+def _degrees(found: list[str]) -> None:
+    """`^\\circ` becomes the unit "deg"; `^{\\circ}` does when its brace closes."""
     if found[-2:-1] == ["^"]:
         found[-2:] = ["deg"]
-    elif found[-3:-1] == ["^", "{"] and text[position:].lstrip().startswith("}"):
-        found[-3:] = ["^", "{", "circ"]
 
 
 def _text(inner: str, found: list[str], scanner: re.Pattern[str], depth: int) -> None:

@@ -3,8 +3,8 @@
     python scripts/bench/math_verifier.py [--repeat 3] [--wrong]
 
 The table is tests/data/math_cases.jsonl. Both get reference and answer alike, in a box, and both parse both on every
-call: our cache of references is emptied before each. `--wrong` lists the cases that either gets wrong. math-verify comes
-with the `dev` extra.
+call: our cache of references is emptied before each. `--wrong` lists the cases that either gets wrong.
+math-verify comes with the `dev` extra.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def main() -> None:
             for case, correct in zip(cases, given[name], strict=True):
                 if correct != case["expected"]:
                     print(
-                        f"{name}: {case['reference']!r} {'==' if correct else '!='} {case['answer']!r} ({case['source']})"
+                        f"{name}: {case['reference']!r} {'==' if correct else '!='} {case['answer']!r}",
+                        f"({case['source']})",
                     )
 
 

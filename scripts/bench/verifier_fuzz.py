@@ -43,7 +43,9 @@ def main() -> None:
         task = Task(id="fuzz/train/0", environment="fuzz", prompt=(), reference={"answer": case["reference"]})
         before = time.perf_counter()
         try:
-            outcomes[verifier.verify(task, [Message(role="assistant", content=content)]).outcome] += 1
+            verdict = verifier.verify(task, [Message(role="assistant", content=content)])
+            outcomes[verdict.outcome] += 1
+            failed += "comparing it failed" in verdict.reason
         except Exception as error:
             failed += 1
             print(f"{type(error).__name__}: {error}: {case['reference']!r}, {content!r}", file=sys.stderr)

@@ -27,6 +27,47 @@ def judge(reference: str, content: str) -> Verdict:
     return MathVerifier().verify(task, [Message(role="assistant", content=content)])
 
 
+PIECES = (
+    *[
+        "-",
+        "+",
+        "x^",
+        "\\frac",
+        "\\frac1",
+        "\\sqrt",
+        "1,",
+        "1;",
+        "1=",
+        "1<",
+        "\\pm1",
+        "\\cup",
+        "_1",
+        "'",
+        "\\text{",
+        "\\left(",
+        "\\begin{pmatrix}",
+        "&",
+    ],
+    *[
+        "\\\\",
+        "x!",
+        "%",
+        "\\%",
+        "\\$",
+        "1:",
+        "\\in",
+        "2^{",
+        "a_{",
+        "\\overline{",
+        "0.\\overline{",
+        "e^{",
+        "\\boxed{",
+        "\\mathbb{",
+    ],
+    *("9 ", "or ", "and "),
+)
+
+
 def bombs() -> Iterator[str]:
     """Boxes' contents, each its own kind of trouble."""
     for big in ("9", "99", "10", "2", "-9", "(1/9)", "\\pi", "e", "x", "i"):
@@ -48,9 +89,7 @@ def bombs() -> Iterator[str]:
         for times in (31, 300, 700, 50_000):
             yield pair[0] * times + "1" + pair[1] * times
             yield pair[0] * times
-    for piece in ("-", "+", "x^", "\\frac", "\\frac1", "\\sqrt", "1,", "1;", "1=", "1<", "\\pm1", "\\cup", "_1", "'",
-                  "\\text{", "\\left(", "\\begin{pmatrix}", "&", "\\\\", "x!", "%", "\\%", "\\$", "9 ", "1:", "\\in",
-                  "2^{", "a_{", "\\overline{", "0.\\overline{", "e^{", "or ", "and ", "\\boxed{", "\\mathbb{"):  # fmt: skip
+    for piece in PIECES:
         for times in (40, 600, 20_000):
             yield piece * times
     yield "(x+1)" * 300
@@ -78,7 +117,7 @@ def bombs() -> Iterator[str]:
 
 
 REFERENCES = ("42", "\\frac{\\sin x+\\sqrt{x}}{2}", "\\sqrt{2}+\\pi", "1, 2, \\sqrt 3", "(0, \\infty)", "x^2+y^2=1")
-HOSTILE = [bomb for bomb in bombs()]
+HOSTILE = list(bombs())
 
 
 def test_there_are_enough() -> None:
@@ -205,9 +244,59 @@ def test_memory_is_flat() -> None:
     assert last - first < 20_000_000
 
 
-ALPHABET = ("\\frac", "\\sqrt", "\\text{", "\\pm", "\\cup", "\\infty", "\\pi", "\\sin", "^", "_", "{", "}", "(", ")",
-            "[", "]", "|", ",", "=", "<", "\\le", "x", "y", "e", "i", "1", "2.5", "9", "!", "%", "/", "*", "+", "-", " and ",
-            "\\in", "\\{", "\\}", ":", "\\begin{pmatrix}", "\\end{pmatrix}", "&", "\\\\", "cm", "\\log_", "f(", " ")  # fmt: skip
+ALPHABET = (
+    *[
+        "\\frac",
+        "\\sqrt",
+        "\\text{",
+        "\\pm",
+        "\\cup",
+        "\\infty",
+        "\\pi",
+        "\\sin",
+        "^",
+        "_",
+        "{",
+        "}",
+        "(",
+        ")",
+        "[",
+        "]",
+        "|",
+        ",",
+        "=",
+        "<",
+        "\\le",
+        "x",
+        "y",
+        "e",
+        "i",
+        "1",
+        "2.5",
+    ],
+    *[
+        "9",
+        "!",
+        "%",
+        "/",
+        "*",
+        "+",
+        "-",
+        "\\in",
+        "\\{",
+        "\\}",
+        ":",
+        "\\begin{pmatrix}",
+        "\\end{pmatrix}",
+        "&",
+        "\\\\",
+        "cm",
+        "\\log_",
+        "f(",
+        "^\\circ",
+    ],
+    *(" and ", " "),
+)
 
 
 def test_fuzz_in_small() -> None:
