@@ -35,7 +35,8 @@ libc.prctl(38, 1, 0, 0, 0)
 libc.capset(ctypes.byref((ctypes.c_uint32 * 2)(0x20080522, 0)), ctypes.byref((ctypes.c_uint32 * 6)()))
 libc.prctl(4, 0)
 if os.uname().machine == "x86_64":
-    # setpgid, setsid, ptrace, tkill, process_vm_readv, process_vm_writev, pidfd_send_signal, pidfd_getfd; kill, tgkill, prlimit64
+    # setpgid, setsid, ptrace, tkill, process_vm_readv and _writev, pidfd_send_signal and _getfd
+    # kill, tgkill, prlimit64: what they aim at comes first
     refused, aimed = (109, 112, 101, 200, 310, 311, 424, 438), (62, 234, 302)
     LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
     allow = 4 + len(refused) + len(aimed)

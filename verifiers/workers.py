@@ -1,7 +1,8 @@
 """Many processes score, one orders: `Workers.map` gives results in the order of the jobs, and holds few of either.
 
 A worker that dies or hangs is replaced. The jobs it had are given out again one at a time, so that only the one that
-brings a worker down a second time is lost.
+brings a worker down a second time is lost. The time limit of one record holds for a chunk as well: a chunk is made to
+take far less, and one that does not is given out again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class _Worker:
     process: Any
     connection: Connection
     chunk: list[tuple[int, Job]] = field(default_factory=list)
-    deadline: float = 0.0
+    given: float = 0.0
 
 
 class Workers:
@@ -109,23 +110,20 @@ class Workers:
                     continue
                 for (number, _), result in zip(worker.chunk, answers, strict=True):
                     results[number] = result
-                spent = max(1e-6, (time.monotonic() - worker.deadline + self._allowance(worker)) / len(answers))
+                spent = max(1e-6, (time.monotonic() - worker.given) / len(answers))
                 pace = 0.7 * pace + 0.3 * spent
                 worker.chunk = []
             for worker in busy.values():
-                if worker.chunk and now > worker.deadline:
+                if worker.chunk and now > worker.given + self._record_seconds:
                     worker.process.kill()
                     self._replace(worker, results, again, f"its worker took over {self._record_seconds:g} s")
             while given in results:
                 yield results.pop(given)
                 given += 1
 
-    def _allowance(self, worker: _Worker) -> float:
-        return self._record_seconds * len(worker.chunk)
-
     def _give(self, worker: _Worker, chunk: list[tuple[int, Job]]) -> None:
         worker.chunk = chunk
-        worker.deadline = time.monotonic() + self._allowance(worker)
+        worker.given = time.monotonic()
         try:
             worker.connection.send([job for _, job in chunk])
         except OSError:

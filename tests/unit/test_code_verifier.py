@@ -161,7 +161,8 @@ TRICKS = {
     "SIGKILL to the verifier": "import os\ndef add(a, b):\n    os.kill(os.getppid(), 9)\n    return 1",
     "SIGKILL to everybody": "import os\ndef add(a, b):\n    os.kill(-1, 9)\n    return 1",
     "limits of the verifier": (
-        "import os, resource\ndef add(a, b):\n    resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (0, 0))\n    return 1"
+        "import os, resource\ndef add(a, b):\n"
+        "    resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (0, 0))\n    return 1"
     ),
     "SIGSTOP": "import os, signal\ndef add(a, b): os.kill(os.getpid(), signal.SIGSTOP)",
     "segmentation fault": "import ctypes\ndef add(a, b): ctypes.string_at(0)",
@@ -201,7 +202,7 @@ TRICKS = {
 
 @pytest.mark.parametrize("name", TRICKS)
 def test_a_trick_is_incorrect_and_never_invalid(name: str) -> None:
-    fast = CodeVerifier(limits=Limits(wall_seconds=1.5 if name in ("SIGSTOP", "endless output") else 8.0))
+    fast = CodeVerifier(limits=Limits(wall_seconds=2.0 if name in ("SIGSTOP", "endless output") else 8.0))
     verdict = judge(TRICKS[name], verifier=fast)
     assert verdict.outcome == "incorrect", verdict.reason
     assert verdict.checks["tests"] is False
@@ -216,10 +217,10 @@ def test_an_exception_cannot_end_a_loop_of_the_tests_early() -> None:
 def test_code_that_never_ends_is_incorrect_within_its_limit(code: str) -> None:
     for answer in (code, f"def add(a, b):\n    {code.replace(chr(10), chr(10) + '    ')}"):
         began = time.monotonic()
-        verdict = judge(answer, verifier=CodeVerifier(limits=Limits(wall_seconds=1.0)))
+        verdict = judge(answer, verifier=CodeVerifier(limits=Limits(wall_seconds=2.0)))
         assert verdict.outcome == "incorrect"
-        assert "longer than 1 s" in verdict.reason
-        assert time.monotonic() - began < 5.0
+        assert "longer than 2 s" in verdict.reason
+        assert time.monotonic() - began < 8.0
 
 
 def test_a_value_that_makes_the_tests_run_forever_is_the_models_fault(monkeypatch: pytest.MonkeyPatch) -> None:
