@@ -74,6 +74,8 @@ class _Comparison:
         if set(signs) - {"=", "~"}:
             return None, tree
         if "=" in signs and "~" in signs:  # x = 1/3 ~ 0.33
+            if signs[0] == "~":
+                return None, tree
             parts = parts[: signs.index("~") + 1]
         if not numeric.symbols(tree) or (signs[0] == "~" and not any(map(numeric.symbols, parts))):
             if "~" not in signs:

@@ -17,7 +17,7 @@ from rlvr.types import Message, Task, Verdict
 from verifiers import math as math_verifier
 from verifiers import worker
 from verifiers.math import MathVerifier, parse
-from verifiers.tokens import ParseError
+from verifiers.tokens import ParseError, split_words
 
 LIMIT_SECONDS = 2.0
 
@@ -28,42 +28,8 @@ def judge(reference: str, content: str) -> Verdict:
 
 
 PIECES = (
-    *[
-        "-",
-        "+",
-        "x^",
-        "\\frac",
-        "\\frac1",
-        "\\sqrt",
-        "1,",
-        "1;",
-        "1=",
-        "1<",
-        "\\pm1",
-        "\\cup",
-        "_1",
-        "'",
-        "\\text{",
-        "\\left(",
-        "\\begin{pmatrix}",
-        "&",
-    ],
-    *[
-        "\\\\",
-        "x!",
-        "%",
-        "\\%",
-        "\\$",
-        "1:",
-        "\\in",
-        "2^{",
-        "a_{",
-        "\\overline{",
-        "0.\\overline{",
-        "e^{",
-        "\\boxed{",
-        "\\mathbb{",
-    ],
+    *split_words("- + x^ \\frac \\frac1 \\sqrt 1, 1; 1= 1< \\pm1 \\cup _1 ' \\text{ \\left( \\begin{pmatrix} &"),
+    *split_words("\\\\ x! % \\% \\$ 1: \\in 2^{ a_{ \\overline{ 0.\\overline{ e^{ \\boxed{ \\mathbb{"),
     *("9 ", "or ", "and "),
 )
 
@@ -245,56 +211,10 @@ def test_memory_is_flat() -> None:
 
 
 ALPHABET = (
-    *[
-        "\\frac",
-        "\\sqrt",
-        "\\text{",
-        "\\pm",
-        "\\cup",
-        "\\infty",
-        "\\pi",
-        "\\sin",
-        "^",
-        "_",
-        "{",
-        "}",
-        "(",
-        ")",
-        "[",
-        "]",
-        "|",
-        ",",
-        "=",
-        "<",
-        "\\le",
-        "x",
-        "y",
-        "e",
-        "i",
-        "1",
-        "2.5",
-    ],
-    *[
-        "9",
-        "!",
-        "%",
-        "/",
-        "*",
-        "+",
-        "-",
-        "\\in",
-        "\\{",
-        "\\}",
-        ":",
-        "\\begin{pmatrix}",
-        "\\end{pmatrix}",
-        "&",
-        "\\\\",
-        "cm",
-        "\\log_",
-        "f(",
-        "^\\circ",
-    ],
+    *sorted(
+        split_words("\\frac \\sqrt \\text{ \\pm \\cup \\infty \\pi \\sin ^ _ { } ( ) [ ] | , = < \\le x y e i 1 2.5")
+    ),
+    *sorted(split_words("9 ! % / * + - \\in \\{ \\} : \\begin{pmatrix} \\end{pmatrix} & \\\\ cm \\log_ f( ^\\circ")),
     *(" and ", " "),
 )
 
