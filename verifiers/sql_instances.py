@@ -53,6 +53,7 @@ class Profile:
     repeats: float
     width: int
     uneven: bool
+    skew: float
 
 
 class Schema:
@@ -138,6 +139,7 @@ def _profiles(num: int, counts: list[int], rng: random.Random) -> Iterator[Profi
             repeats=rng.choice([0.0, 0.1, 0.3]),
             width=rng.choice([2, 3, 6, 12, 40]),
             uneven=rng.random() < 0.4,
+            skew=rng.choice([1.0, 1.0, 3.0]),
         )
 
 
@@ -154,6 +156,9 @@ class _Filler:
         self.connection, self.pools, self.profile = connection, pools, profile
         self.rng = random.Random(seed)
         self.others = {pool.key: (pool.some(profile.width, seed), pool.some(40, seed)) for pool in pools.values()}
+        # Columns differ: of one many values are NULL, of another all stand around a constant.
+        self.focus = {pool.key: self.rng.choice([0.0, *[profile.focus] * 3, 0.95]) for pool in pools.values()}
+        self.nulls = {key: self.rng.choice([0.0, *[profile.nulls] * 3, 0.5]) for key in pools}
         self.rows: dict[str, list[dict[str, Value]]] = {}
 
     def fill(self, table: Table) -> None:
@@ -187,12 +192,14 @@ class _Filler:
                 row[column.name] = rng.randint(1, 2 * profile.rows + 4) if wide else pool.fresh(rng)
                 if column.rowid and rng.random() < profile.focus * 0.3:
                     row[column.name] = pool.draw(rng, 1.0, self.others[pool.key][0])
-            elif not column.required and rng.random() < profile.nulls:
+            elif not column.required and rng.random() < self.nulls[table.name, column.name]:
                 row[column.name] = None
             elif old is not None and not column.unique:
                 row[column.name] = old[column.name]
             else:
-                row[column.name] = pool.draw(rng, profile.focus, self.others[pool.key][attempt > 2])
+                row[column.name] = pool.draw(
+                    rng, self.focus[pool.key], self.others[pool.key][attempt > 2], profile.skew
+                )
         required = {column.name for column in table.columns if column.required}
         for parent, pairs in table.parents:
             choices = self.rows.get(parent, [])

@@ -20,6 +20,7 @@ from verifiers.sql_text import Token, tokens
 
 MAX_CONSTANTS = 60
 MAX_CONSTANT_LENGTH = 100
+REACH = 14  # tokens before a constant among which the columns are looked for that it is compared with
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?$")
 _YEAR = re.compile(r"(?:19|20)\d\d$")
 _COMPARE = {"=", "==", "<", ">", "<=", ">=", "<>", "!="}
@@ -50,7 +51,7 @@ class Hints:
                     continue
                 if isinstance(value, int | float) and i and words[i - 1].text == "-":
                     value = -value
-                around = " ".join(t.name for t in words[max(i - 8, 0) : i + 4] if t.name in columns)
+                around = " ".join(t.name for t in words[max(i - REACH, 0) : i + 4] if t.name in columns)
                 if (around, repr(value)) not in seen:
                     seen.add((around, repr(value)))
                     self._add(words, i, value, columns)
@@ -58,7 +59,7 @@ class Hints:
     def _add(self, words: list[Token], i: int, value: Value, columns: set[str]) -> None:
         if isinstance(value, int) and 1 < value <= 40:
             self.counts.append(value)
-        before = [t.name for t in reversed(words[max(i - 8, 0) : i]) if t.name in columns]
+        before = [t.name for t in reversed(words[max(i - REACH, 0) : i]) if t.name in columns]
         names = before[:2] or [t.name for t in words[i : i + 5] if t.name in columns][:1]
         for name in dict.fromkeys(names):
             self.near[self.root(name)].append(value)
@@ -142,7 +143,7 @@ def around(value: Value, kind: str) -> list[Value]:
     elif isinstance(value, float):
         close = [math.floor(value), math.ceil(value)]
     if isinstance(value, int) and 4 <= value < 10**12:
-        close += [value // 2, value - value // 2, math.isqrt(value), value // 3]
+        close += [value // 2, value // 2 + 1, value - value // 2, math.isqrt(value), value // 3, 2 * value, 1, 2]
     return close
 
 
@@ -205,6 +206,7 @@ class Pool:
         near = hints.near.get(root, [])
         self.focus = [value for constant in near for value in around(constant, kind)]
         self.exact = [value for constant in near for value in around(constant, kind)[:1]]
+        self.close = [value for constant in near for value in around(constant, kind)[:3]]
         loose = [value for constant in hints.loose for value in around(constant, kind)[:3]]
         self.generic = [*GENERIC[kind], *dict.fromkeys(samples), *loose]
         if kind == "text":
@@ -214,11 +216,13 @@ class Pool:
         """`width` of the values that are no neighbour of a constant, the same ones for the same seed."""
         return random.Random(f"{seed}/{self.key}").sample(self.generic, min(width, len(self.generic)))
 
-    def draw(self, rng: random.Random, focus: float, others: list[Value]) -> Value:
-        """A value: with probability `focus` by one of the queries' constants, else one of `others`."""
+    def draw(self, rng: random.Random, focus: float, others: list[Value], skew: float = 1.0) -> Value:
+        """A value: with probability `focus` by one of the queries' constants, else one of `others`, the first of
+        them the more often the larger `skew` is."""
         if self.focus and rng.random() < focus:
-            return rng.choice(self.exact if self.exact and rng.random() < 0.4 else self.focus)
-        return rng.choice(others)
+            chance = rng.random()
+            return rng.choice(self.exact if chance < 0.3 else self.close if chance < 0.65 else self.focus)
+        return others[int(len(others) * rng.random() ** skew)]
 
     def fresh(self, rng: random.Random) -> Value:
         """A value that is hardly taken yet, for unique columns."""
