@@ -55,7 +55,7 @@ class SqlSettings(BaseModel):
     absolute: float = Field(0.0, ge=0)
     null_is_empty: bool = Field(False, description="NULL, 0 and '' are the same")
     ignore_case: bool = False
-    instances: int = Field(56, ge=0, le=1000, description="fuzzed instances; half as many for new constants")
+    instances: int = Field(80, ge=0, le=1000, description="fuzzed instances; half as many for new constants")
     seed: int = 0
     now: str = Field("2025-01-15 12:00:00", description="what 'now' and CURRENT_TIMESTAMP are, in UTC")
     seconds: float = Field(2.0, gt=0, description="wall time of a query on all instances, and of making those for it")

@@ -45,7 +45,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Profile:
-    """What one instance is like. `focus`, `nulls`, `repeats` are probabilities; `width` counts a column's values."""
+    """What one instance is like. `focus`, `nulls`, `repeats` are probabilities; `width` counts a column's values.
+
+    `uneven`: tables differ in size. `skew`: how much more often some values come. Most children are of `parents` rows.
+    """
 
     rows: int
     focus: float
@@ -54,6 +57,7 @@ class Profile:
     width: int
     uneven: bool
     skew: float
+    parents: int
 
 
 class Schema:
@@ -136,10 +140,11 @@ def _profiles(num: int, counts: list[int], rng: random.Random) -> Iterator[Profi
             rows=min(rows, MAX_ROWS),
             focus=rng.choice([0.3, 0.6, 0.6, 0.9]),
             nulls=rng.choice([0.0, 0.05, 0.15, 0.4]),
-            repeats=rng.choice([0.0, 0.1, 0.3]),
+            repeats=rng.choice([0.0, 0.2, 0.6]),
             width=rng.choice([2, 3, 6, 12, 40]),
             uneven=rng.random() < 0.4,
             skew=rng.choice([1.0, 1.0, 3.0]),
+            parents=rng.choice([2, 4, MAX_ROWS]),
         )
 
 
@@ -157,7 +162,7 @@ class _Filler:
         self.rng = random.Random(seed)
         self.others = {pool.key: (pool.some(profile.width, seed), pool.some(40, seed)) for pool in pools.values()}
         # Columns differ: of one many values are NULL, of another all stand around a constant.
-        self.focus = {pool.key: self.rng.choice([0.0, *[profile.focus] * 3, 0.95]) for pool in pools.values()}
+        self.focus = {pool.key: self.rng.choice([0.0, 0.0, *[profile.focus] * 3, 0.95]) for pool in pools.values()}
         self.nulls = {key: self.rng.choice([0.0, *[profile.nulls] * 3, 0.5]) for key in pools}
         self.rows: dict[str, list[dict[str, Value]]] = {}
 
@@ -207,7 +212,7 @@ class _Filler:
             if not choices and not optional:
                 return None
             none = not choices or (optional and rng.random() < profile.nulls)
-            chosen = rng.choice(choices[:5] if rng.random() < 0.5 else choices) if choices else {}
+            chosen = rng.choice(choices[: profile.parents] if rng.random() < 0.7 else choices) if choices else {}
             for own, other in pairs:
                 row[own] = None if none else chosen.get(other)
         return row

@@ -23,6 +23,7 @@ MAX_CONSTANT_LENGTH = 100
 REACH = 14  # tokens before a constant among which the columns are looked for that it is compared with
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?$")
 _YEAR = re.compile(r"(?:19|20)\d\d$")
+_DATE_FUNCTIONS = {"STRFTIME", "DATE", "DATETIME", "JULIANDAY", "UNIXEPOCH"}
 _COMPARE = {"=", "==", "<", ">", "<=", ">=", "<>", "!="}
 
 
@@ -42,7 +43,7 @@ class Hints:
             for i, token in enumerate(words):
                 if token.text in _COMPARE:
                     self._link(words, i, columns)
-                if token.upper in ("STRFTIME", "DATE", "DATETIME", "JULIANDAY"):
+                if token.upper in _DATE_FUNCTIONS and words[i + 1 : i + 2] and words[i + 1].text == "(":
                     self.dates |= {t.name for t in words[i + 1 : i + 8] if t.name in columns}
                 if token.text.lower() == "'now'" or token.upper.startswith("CURRENT_"):
                     self._add(words, i, now[:10], columns)
@@ -181,17 +182,26 @@ def _dates_around(value: Value) -> Sequence[Value]:
         return []
     try:
         day = date.fromisoformat(match[1])
-        days = [day, day - timedelta(1), day + timedelta(1), day - timedelta(366), day + timedelta(31)]
+        days = [day + timedelta(1), day - timedelta(1), day - timedelta(366), day + timedelta(31)]
     except (ValueError, OverflowError):
         return []
     return [text, *(str(d) + match[2] for d in days)] + ([f"{day} 12:30:00"] if match[2] else [])
 
 
 GENERIC: dict[str, list[Value]] = {
-    "integer": [0, 1, 2, 3, 4, 5, 6, 7, 10, -1, 100],
+    "integer": [0, 1, 1, 1, 2, 2, 3, 4, 5, 6, 7, 10, -1, 100],  # 1 leaves the other factor of a product as it is
     "real": [0, 1, 2, 0.5, 2.5, 10, 10.25, 100, -1.5, 50],
     "text": ["a", "b", "A", "ab", "c", "", "Zed", "b a"],
-    "date": ["2020-01-01", "2020-06-15", "2019-12-31", "2021-03-01", "2022-11-30", "2020-02-29"],
+    "date": [
+        "2020-01-01",
+        "2020-06-15",
+        "2019-12-31",
+        "2021-03-01",
+        "2022-11-30",
+        "2020-02-29",
+        "1999-12-31",
+        "2031-07-04",
+    ],
     "boolean": [0, 1],
     "any": [0, 1, 2, 2.5, "a", "b", "A", ""],
 }
