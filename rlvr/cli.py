@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import os
 import sys
@@ -20,9 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Errors meant for the user are one paragraph on standard error, and code 1."""
     # Before anything loads OpenMP: threads that wait must not spin on cores that engines and learner share.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    options = _parser().parse_args(arguments)
     try:
-        check_package_names()
+        check_package_names()  # before the parser, which asks one of these packages for the options of its command
+        options = _parser().parse_args(arguments)
         code: int = options.command(options)
     except RlvrError as error:
         print(f"rlvr: {type(error).__name__}: {error}", file=sys.stderr)
@@ -57,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("config", help="a TOML file, such as configs/quickstart.toml")
         command.add_argument("overrides", nargs="*", help="settings to change, as in learner.learning_rate=1e-4")
         command.set_defaults(command=function)
+    # By name: the trainer imports no verifier.
+    verify = importlib.import_module("verifiers.cli")
+    verify.add_arguments(commands.add_parser("verify", help=verify.SUMMARY))
     environments = commands.add_parser("env", help="environments").add_subparsers(required=True, metavar="COMMAND")
     environments.add_parser("list", help="the environments that are installed").set_defaults(command=_list_environments)
     return parser

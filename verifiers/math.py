@@ -1,52 +1,74 @@
-"""Judges the last `\\boxed{...}` of an answer by exact value.
+r"""The math verifier: finds the answer in what the model wrote, and compares it with the reference.
 
-    expression := sum ["=" sum]                 with "=", the left side is a lone letter: "x = 3" means 3
-    sum        := product (("+" | "-") product)*
-    product    := factor (("*" | "\\times" | "\\cdot" | "/") factor)*
-    factor     := ("+" | "-")* power
-    power      := atom ["^" exponent]           an exponent is a whole number, maybe signed, maybe in brackets
-    atom       := number | "(" sum ")" | "{" sum "}" | "\\frac" group group
+**What counts as the answer** (`extract` is the one place to change it), in this order:
 
-Nothing of the model's text is ever evaluated: a tokenizer and a recursive-descent parser make exact rationals
-(sympy's), and every bound (length, nesting, size of a power) is checked before the work it would cause.
+1. Only the last assistant message counts, after its last `</think>` (nothing of a thought that never ends).
+2. If it has a `\boxed{...}` or `\fbox{...}` whose braces close, the last one is the answer. Boxes before it that are
+   joined to it by no more than a comma, "and", "or" or `x =` belong to it: together they are a list. A message in which
+   no box closes has no answer.
+3. Without any box: what follows the last "answer is", "answer:" or "####", up to the end of the sentence.
+4. Without that: the whole message, if it is mathematics or a short choice in words and nothing else.
+
+**What is equal** says `verifiers.equality`; what can be read, `verifiers.latex`. Nothing of the model's text is ever
+evaluated as code. Text that is too long, too deep or too large to compute is refused before the work; a comparison that
+would take long goes to a worker process (`verifiers.worker`) that is killed after `WORKER_SECONDS`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 
-from sympy import Integer, Rational
-
 from rlvr.types import Message, Outcome, Task, Verdict
+from verifiers import worker
+from verifiers.equality import equal
+from verifiers.latex import Decimal, Node, Tree, parse_tree
+from verifiers.numeric import Meter, TooCostly
+from verifiers.tokens import ParseError
 
 MAX_CONTENT = 100_000  # characters of an answer that are looked at, from its end
-MAX_EXPRESSION = 300  # characters in a box
-MAX_DEPTH = 30
-MAX_BITS = 4_000  # of a numerator or denominator, in a power's result or anywhere on the way
+MAX_STATED = 300  # characters of an answer outside a box
+WORKER_SECONDS = 1.0
 
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+)"
-    r"|(?P<command>\\(?:[dt]?frac|times|cdot|left|right|[,;! ]))"
-    r"|(?P<symbol>[-+*/^(){}=\u2212\u00b7\u00d7\u00f7])"
-    r"|(?P<letter>[A-Za-z]))",
-    re.ASCII,
+_FILES = ("math", "latex", "tokens", "units", "numeric", "equality", "math_worker", "worker")
+_VERSION = hashlib.sha256(b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in _FILES)).hexdigest()[
+    :12
+]
+_POOL = worker.WorkerPool("verifiers.math_worker")
+Reading = tuple[str, bool, Tree]  # text, whether its commas may group thousands, tree
+
+_BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
+_BRACES = re.compile(r"\\[{}]|[{}]")
+_JOINED = re.compile(
+    r"[\s$,;&()\[\]\\]*(?:(?:\\text\s*\{)?\s*(?:and|or)\s*\}?)?[\s$,;&()\[\]\\]*(?:[A-Za-z](?:_\d)?\s*=\s*)?\s*"
 )
-_SAME = {"\N{MINUS SIGN}": "-", "\N{MIDDLE DOT}": "*", "\N{MULTIPLICATION SIGN}": "*", "\N{DIVISION SIGN}": "/"}
-_SAME |= {"\\times": "*", "\\cdot": "*", "\\dfrac": "\\frac", "\\tfrac": "\\frac"}
-_SPACING = {"\\left", "\\right", "\\,", "\\;", "\\!", "\\ "}
-_VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+_STATED = re.compile(r"answer\s*(?:\*\*)?\s*(?:is\b|[:=])|final answer\b|####", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\.\s+(?=[A-Z])|\n|<\|")
+_INLINE = re.compile(r"(?<!\\)\$([^$]{1,300})\$|\\\(([^$]{1,300}?)\\\)")
+_CHOICE = re.compile(
+    r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*\(?([A-J])\s*(?:\)|(?=\})|\.\s|:\s)[}\s.:)~\\]*(.*)", re.DOTALL
+)
+_GROUPED = re.compile(r"\d,\d{3}")
+_COMMA_DECIMAL = re.compile(r"\s*\$?([+-]?(?:\d+,(?:\d{1,2}|\d{4,})|0,\d+))\$?\s*", re.ASCII)
 
 
-class ParseError(ValueError):
-    """The text is no expression of the grammar, or passes a bound. Says which."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An answer as it stands in the message: texts to try in turn. `box` says whether it stood in a box."""
+
+    texts: tuple[str, ...]
+    box: bool
 
 
 class MathVerifier:
-    """Correct when the box holds the reference's value, exactly. Invalid only when the reference does not parse."""
+    """Correct when the answer equals the reference. Invalid only when the reference does not parse, or a worker
+    process cannot be had (never because of what the model wrote)."""
 
     id = "math"
     version = _VERSION
@@ -67,178 +89,169 @@ class MathVerifier:
             )
 
         try:
-            expected = parse(str(task.reference["answer"]))
+            reference = str(task.reference["answer"])
+            expected = _readings_of_reference(reference)
         except (KeyError, ParseError) as error:
             return verdict("invalid", f"the reference of task {task.id} is no expression: {error!r}")
         content = next((message.content for message in reversed(transcript) if message.role == "assistant"), "")
-        box = last_boxed(content)
-        if box is None:
-            return verdict("incorrect", "no complete \\boxed{...} in the answer")
-        checks["boxed"] = True
-        try:
-            given = parse(box)
-        except ParseError as error:
-            return verdict("incorrect", f"the box holds no expression: {error}")
+        found = extract(content)
+        if found is None:
+            return verdict("incorrect", "no complete \\boxed{...} and no plain answer")
+        checks["boxed"] = found.box
+        given: tuple[Reading, ...] = ()
+        problem = ""
+        for text in found.texts:
+            try:
+                given = readings(_chosen(text, expected))
+                break
+            except ParseError as error:
+                problem = problem or str(error)
+        if not given:
+            return verdict("incorrect", f"the {'box holds' if found.box else 'text is'} no expression: {problem[:100]}")
         checks["parses"] = True
-        if given != expected:
-            return verdict("incorrect", f"the box holds {_brief(given)}, the answer is {_brief(expected)}")
+        where = f"the box holds {_brief(given[0][0])}" if found.box else f"the answer given is {_brief(given[0][0])}"
+        try:
+            if not _any_equal(expected, given):
+                return verdict("incorrect", f"{where}, not {_brief(reference)}")
+        except worker.WorkerTimeoutError:
+            return verdict("incorrect", f"{where}, which takes longer than {WORKER_SECONDS:g} s to compare")
+        except worker.WorkerLostError as error:
+            return verdict("invalid", f"no worker process to compare in: {error}")
+        except Exception as error:  # a fault of this file's: the answer brought it out, unless the reference does too
+            logging.getLogger(__name__).exception("the math verifier failed on %r and %r", reference, given[0][0])
+            outcome: Outcome = "incorrect" if _equals_itself(expected) else "invalid"
+            return verdict(outcome, f"{where}; comparing it failed: {type(error).__name__}")
         checks["equal"] = True
-        return verdict("correct", f"the box holds {_brief(given)}")
+        return verdict("correct", where)
+
+
+def parse(text: str) -> Tree:
+    """The tree of `text`; an exact number is a `Fraction`. Raises `ParseError`, and nothing else, on any text."""
+    return parse_tree(text)
+
+
+def extract(content: str) -> Found | None:
+    """The answer in a message, by the rule above; `None` where there is none."""
+    content = content.rpartition("</think>")[2].partition("<think>")[0][-MAX_CONTENT:]
+    if "boxed" in content or "\\fbox" in content:
+        box = last_boxed(content)
+        return None if box is None else Found((box,), True)
+    stated = [match.end() for match in _STATED.finditer(content)]
+    if stated:
+        rest = content[stated[-1] :].lstrip(" \t\n*:=_").removeprefix("is ")[:MAX_STATED]
+        sentence = _plain(_SENTENCE_END.split(rest, maxsplit=1)[0])
+        inline = [first or second for first, second in _INLINE.findall(sentence)]
+        texts = [sentence, _plain(sentence.rpartition(" is ")[2]), *(inline if len(inline) == 1 else [])]
+        return Found(tuple(text for text in texts if text.strip()), False)
+    whole = _plain(content)
+    return Found((whole,), False) if 0 < len(whole) <= MAX_STATED and "\n\n" not in whole else None
 
 
 def last_boxed(content: str) -> str | None:
-    """What stands in the last `\\boxed{...}` whose braces close, nested braces included; `None` where there is none.
+    r"""What stands in the last `\boxed{...}` whose braces close, and in the boxes joined to it, as a list.
 
     Braces are paired once over the whole text, so the cost is linear however many boxes are left open.
     """
     content = content[-MAX_CONTENT:]
-    opening = {match.end() - 1 for match in re.finditer(r"\\boxed\s*\{", content)}
+    opening = {match.end() - 1: match.start() for match in _BOX.finditer(content)}
+    if not opening:
+        return None
     stack: list[int] = []
-    last: tuple[int, int] | None = None
-    for match in re.finditer(r"\\[{}]|[{}]", content):
+    boxes: list[tuple[int, int]] = []  # where the brace opens and closes
+    for match in _BRACES.finditer(content):
         if match.group() == "{":
             stack.append(match.start())
         elif match.group() == "}" and stack:
             start = stack.pop()
-            if start in opening and (last is None or start > last[0]):
-                last = (start, match.start())
-    return None if last is None else content[last[0] + 1 : last[1]]
+            if start in opening:
+                boxes.append((start, match.start()))
+    if not boxes:
+        return None
+    boxes.sort()
+    start, stop = boxes.pop()
+    parts = [content[start + 1 : stop]]
+    while boxes and len(parts) < 20:
+        before = opening[start]
+        start, stop = boxes.pop()
+        if stop >= before or before - stop > 60 or not _JOINED.fullmatch(content[stop + 1 : before]):
+            break
+        part = content[start + 1 : stop]
+        if part not in parts:
+            parts.insert(0, part)
+    return parts[0] if len(parts) == 1 else " , ".join(parts)
 
 
-def parse(text: str) -> Rational:
-    """The exact value of `text`. Raises `ParseError`, and nothing else, on any text."""
-    return _Parser(_tokens(text)).expression()
+def readings(text: str) -> tuple[Reading, ...]:
+    """The ways to read `text`: "(1,234)" is a number in brackets or a pair. Raises `ParseError`."""
+    if "boxed" in text:
+        text = last_boxed(text) or text
+    result: tuple[Reading, ...] = ((text, True, parse_tree(text)),)
+    if _GROUPED.search(text):
+        try:
+            other = parse_tree(text, thousands=False)
+        except ParseError:
+            return result
+        if other != result[0][2]:
+            result += ((text, False, other),)
+    return result
 
 
-def _brief(value: Rational) -> str:
-    text = str(value) if max(value.p.bit_length(), value.q.bit_length()) <= 256 else "a very long number"
-    return text if len(text) <= 40 else text[:37] + "..."
+_readings_of_reference = lru_cache(maxsize=256)(readings)  # a group's episodes share a reference
 
 
-def _tokens(text: str) -> list[str]:
-    text = text.strip().strip("$").rstrip(". \t\r\n")
-    if len(text) > MAX_EXPRESSION:
-        raise ParseError(f"{len(text)} characters, and at most {MAX_EXPRESSION} are read")
-    tokens, position = [], 0
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise ParseError(f"{text[position : position + 10]!r} is not understood")
-        token = match.group(match.lastgroup or 0).replace(",", "") if match["number"] else match.group().strip()
-        if token not in _SPACING:
-            tokens.append(_SAME.get(token, token))
-        position = match.end()
-    return tokens
+def _any_equal(expected: tuple[Reading, ...], given: tuple[Reading, ...]) -> bool:
+    if isinstance(expected[0][2], Decimal) and (comma := _COMMA_DECIMAL.fullmatch(given[0][0])):
+        given = (*given, *readings(comma[1].replace(",", ".")))
+    meter = Meter()
+    for reference in expected:
+        for answer in given:
+            try:
+                if equal(reference[2], answer[2], meter):
+                    return True
+            except TooCostly:
+                if _compare_in_worker(reference, answer):
+                    return True
+    return False
 
 
-class _Parser:
-    def __init__(self, tokens: list[str]) -> None:
-        self.tokens = tokens
-        self.position = 0
-        self.depth = 0
-
-    def expression(self) -> Rational:
-        if len(self.tokens) > 2 and self.tokens[0].isalpha() and self.tokens[1] == "=":
-            self.position = 2
-        value = self.sum()
-        if self.peek():
-            raise ParseError(f"{self.peek()!r} after the end of the expression")
-        return value
-
-    def peek(self) -> str:
-        return self.tokens[self.position] if self.position < len(self.tokens) else ""
-
-    def take(self) -> str:
-        token = self.peek()
-        self.position += 1
-        return token
-
-    def expect(self, token: str) -> None:
-        if self.peek() != token:
-            raise ParseError(f"{token!r} expected, not {self.peek() or 'the end'!r}")
-        self.position += 1
-
-    def sum(self) -> Rational:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise ParseError(f"nested deeper than {MAX_DEPTH}")
-        value = self.product()
-        while self.peek() in ("+", "-"):
-            value = _bounded(value + self.product() if self.take() == "+" else value - self.product())
-        self.depth -= 1
-        return value
-
-    def product(self) -> Rational:
-        value = self.factor()
-        while self.peek() in ("*", "/"):
-            value = _bounded(value * self.factor() if self.take() == "*" else _divide(value, self.factor()))
-        return value
-
-    def factor(self) -> Rational:
-        negative = False
-        while self.peek() in ("+", "-"):
-            negative ^= self.take() == "-"
-        value = self.power()
-        return -value if negative else value
-
-    def power(self) -> Rational:
-        base = self.atom()
-        if self.peek() != "^":
-            return base
-        self.take()
-        return _power(base, self.exponent())
-
-    def exponent(self) -> Rational:
-        negative = False
-        while self.peek() in ("+", "-"):
-            negative ^= self.take() == "-"
-        value = self.atom()
-        if self.peek() == "^":
-            raise ParseError("a tower of powers")
-        return -value if negative else value
-
-    def atom(self) -> Rational:
-        token = self.take()
-        if token[:1].isdigit() or token[:1] == ".":
-            return Rational(token.rstrip("."))
-        if token in ("(", "{"):
-            value = self.sum()
-            self.expect({"(": ")", "{": "}"}[token])
-            return value
-        if token == "\\frac":
-            return _divide(self.group(), self.group())
-        raise ParseError(f"a number expected, not {token or 'the end'!r}")
-
-    def group(self) -> Rational:
-        """An argument of `\\frac`: in braces, or one digit of what follows, as TeX reads it."""
-        token = self.peek()
-        if token[:1].isdigit() and token.isdigit():
-            self.tokens[self.position : self.position + 1] = [token[0], token[1:]] if len(token) > 1 else [token]
-            return Integer(int(self.take()))
-        self.expect("{")
-        value = self.sum()
-        self.expect("}")
-        return value
+def _equals_itself(expected: tuple[Reading, ...]) -> bool:
+    try:
+        return _any_equal(expected, expected)
+    except Exception:
+        return False
 
 
-def _bounded(value: Rational) -> Rational:
-    if max(value.p.bit_length(), value.q.bit_length()) > MAX_BITS:
-        raise ParseError(f"a number of more than {MAX_BITS} bits on the way")
-    return value
+def _compare_in_worker(reference: Reading, answer: Reading) -> bool:
+    request = {"reference": reference[:2], "answer": answer[:2]}
+    try:
+        return bool(_POOL.call(request, WORKER_SECONDS))
+    except worker.WorkerLostError:
+        # Ours or the model's? If a fresh worker answers a harmless question, the input killed the first one.
+        _POOL.call({"reference": ("1", True), "answer": ("1", True)}, WORKER_SECONDS * 10)
+        return False
 
 
-def _divide(value: Rational, by: Rational) -> Rational:
-    if by == 0:
-        raise ParseError("division by zero")
-    return value / by
+def _chosen(text: str, expected: tuple[Reading, ...]) -> str:
+    r"""`\textbf{(C) } 42` is C where the reference is a letter, and 42 where it is not."""
+    choice = _CHOICE.fullmatch(text.strip().strip("$"))
+    if choice is None or _CHOICE.search(choice[2]):
+        return text
+    tree = expected[0][2]
+    is_letter = isinstance(tree, Node) and tree.op == "sym" and len(tree.args[0]) == 1
+    return choice[1] if is_letter or not choice[2].strip(" }$") else choice[2]
 
 
-def _power(base: Rational, exponent: Rational) -> Rational:
-    if exponent.q != 1:
-        raise ParseError("a power that is not whole")
-    bits = max(base.p.bit_length(), base.q.bit_length())
-    if bits * abs(exponent.p) > MAX_BITS:
-        raise ParseError(f"a power of more than {MAX_BITS} bits")
-    if base == 0 and exponent <= 0:
-        raise ParseError("zero to a power that is not positive")
-    return base**exponent
+def _plain(text: str) -> str:
+    """Without Markdown's emphasis and the delimiters of mathematics around it."""
+    text = text.strip().strip("*_` \t\n")
+    if text.endswith("."):
+        text = text[:-1].strip("*_` \t\n")
+    for left, right in (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$")):
+        if text.startswith(left) and text.endswith(right) and len(text) > len(left) + len(right):
+            return text[len(left) : -len(right)].strip()
+    return text
+
+
+def _brief(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else text[:57] + "..."

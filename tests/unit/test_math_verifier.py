@@ -60,7 +60,7 @@ def test_equal_values_are_correct(answer: str, content: str) -> None:
     ("content", "boxed", "parses"),
     [
         ("", False, False),
-        ("42", False, False),
+        ("the number 42", False, False),
         ("\\boxed{", False, False),
         ("\\boxed{42", False, False),
         ("\\boxed42", False, False),
@@ -69,15 +69,15 @@ def test_equal_values_are_correct(answer: str, content: str) -> None:
         ("\\boxed{43}", True, True),
         ("\\boxed{42} \\boxed{43}", True, True),
         ("\\boxed{42.0000000000000000001}", True, True),
-        ("\\boxed{42, 43}", True, False),
+        ("\\boxed{42, 43}", True, True),
         ("\\boxed{4 2}", True, False),
         ("\\boxed{42 or so}", True, False),
-        ("\\boxed{y}", True, False),
+        ("\\boxed{y}", True, True),
         ("\\boxed{=42}", True, False),
         ("\\boxed{1/0}", True, False),
         ("\\boxed{\\frac{1}{0}}", True, False),
         ("\\boxed{0^-1}", True, False),
-        ("\\boxed{4^{1/2}}", True, False),
+        ("\\boxed{4^{1/2}}", True, True),
         ("\\boxed{9**9**9}", True, False),
         ("\\boxed{9^9^9}", True, False),
         ("\\boxed{9^{9^{9}}}", True, False),
@@ -144,7 +144,7 @@ def test_no_near_expression_makes_the_parser_raise_anything_else(text: str) -> N
 def test_fractions_are_read_exactly(p: int, q: int) -> None:
     expected = Fraction(p, q)
     for text in (f"{p}/{q}", f"\\frac{{{p}}}{{{q}}}", f"({p})/({q})"):
-        assert (parse(text).p, parse(text).q) == (expected.numerator, expected.denominator)
+        assert parse(text) == expected
     assert judge(str(expected), f"\\boxed{{{p}/{q}}}").outcome == "correct"
     assert judge(str(expected + Fraction(1, 10**40)), f"\\boxed{{{p}/{q}}}").outcome == "incorrect"
 
@@ -158,7 +158,7 @@ _EXPRESSIONS = st.recursive(
 
 @given(_EXPRESSIONS)
 def test_arithmetic_agrees_with_pythons(text: str) -> None:
-    assert int(parse(text)) == eval(text)
+    assert parse(text) == eval(text)
 
 
 @given(st.text("ab{}\\", max_size=30))

@@ -1,0 +1,218 @@
+"""From a line to its verdict line: what every worker of `rlvr verify` does, and nothing it has to share."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rlvr.errors import RlvrError
+from rlvr.interfaces import Environment, Verifier
+from rlvr.plugins import load_environment, make_environment
+from rlvr.types import Message, Verdict
+from verifiers.records import Record, RecordError, parse
+from verifiers.registry import NoGold, UnknownVerifier, gold_answer, make_verifier
+
+Mode = Literal["score", "gold"]
+
+
+class Job(NamedTuple):
+    """One line of an input file. `error` is set, and `data` empty, where the file broke off."""
+
+    file: str
+    line: int
+    data: bytes
+    mode: Mode = "score"
+    error: str = ""
+
+
+class Result(NamedTuple):
+    """What became of a job. `text` is its line of the output; the rest is what a summary needs of it.
+
+    `outcome` is "error" for a line that could not be read; `as_online` is `None` where there was no verdict to compare.
+    """
+
+    text: bytes
+    key: str
+    verifier: str
+    outcome: str
+    reason: str
+    checks: str
+    seconds: float
+    as_online: bool | None
+
+
+class Scorer:
+    """Scores jobs one after the other. Verifiers and environments are made once each."""
+
+    def __init__(self) -> None:
+        self._verifiers: dict[str, Verifier] = {}
+        self._environments: dict[tuple[str, str], Environment] = {}
+
+    def score(self, job: Job) -> Result:
+        """Never raises on what a line holds."""
+        try:
+            if job.error:
+                raise RecordError(job.error)
+            record = parse(job.data, gold=job.mode == "gold")
+            return to_result(job, record, self._verdict(record, job))
+        except RecordError as error:
+            return unreadable(job, str(error))
+
+    def explain(self, job: Job) -> str:
+        """One record's way to its verdict, for a person. Raises `RecordError`."""
+        record = parse(job.data)
+        judge = self._judge(record, job.file)
+        verdict = self._verdict(record, job)
+        answer = next((m for m in reversed(record.transcript) if m.role == "assistant"), None)
+        lines = [f"{job.file}:{job.line}" + (f"  id {record.id}" if record.id is not None else "")]
+        lines.append(f"judged by {verdict.verifier} {verdict.version}")
+        if answer is not None:
+            if answer.thinking:
+                lines.append(f"thought, not judged: {len(answer.thinking)} characters")
+            lines.append("answer, the last message of the assistant:")
+            lines += [f"    {line}" for line in answer.content[-2_000:].splitlines()]
+        lines.append(f"reference: {json.dumps(record.task.reference)[:500]}")
+        explain = getattr(judge, "explain", None)
+        if explain is not None and record.final is None:
+            lines += list(explain(record.task, record.transcript))
+        decided = next((name for name, passed in verdict.checks.items() if not passed), None)
+        lines += [f"check {name}: {'passed' if passed else 'failed'}" for name, passed in verdict.checks.items()]
+        lines.append(f"decided by: {decided or 'every check, and all passed'}")
+        lines.append(f"{verdict.outcome}, reward {verdict.reward}: {verdict.reason}")
+        if record.online is not None and not same(verdict, record.online):
+            lines.append(f"the run recorded otherwise: {record.online.outcome}: {record.online.reason}")
+        return "\n".join(lines)
+
+    def _verdict(self, record: Record, job: Job) -> Verdict:
+        judge = self._judge(record, job.file)
+        transcript: Sequence[Message] = record.transcript
+        if job.mode == "gold":
+            try:
+                transcript = [*record.task.prompt, *self._gold(record, job.file)]
+            except (NoGold, RlvrError) as error:
+                return invalid(judge.id, judge.version, str(error))
+        elif record.final is not None:
+            return record.final
+        try:
+            return judge.verify(record.task, transcript)
+        except Exception as error:  # a verifier never raises: one that does has a fault, and that is ours
+            return invalid(judge.id, judge.version, f"the verifier raised {error!r}")
+
+    def _gold(self, record: Record, file: str) -> Sequence[Message]:
+        if record.environment is not None:
+            return self._environment(record, file).gold(record.task)
+        answer = gold_answer(record.verifier or "", record.task.reference)
+        return [Message(role="assistant", content=answer)]
+
+    def _judge(self, record: Record, file: str) -> Verifier:
+        if record.environment is not None:
+            # As online: each episode has a shallow copy of the environment that was set up.
+            return copy.copy(self._environment(record, file)).verifier()
+        name = record.verifier or ""
+        if name not in self._verifiers:
+            try:
+                self._verifiers[name] = make_verifier(name)
+            except UnknownVerifier as error:
+                raise RecordError(f"verifier: {error}") from None
+        return self._verifiers[name]
+
+    def _environment(self, record: Record, file: str) -> Environment:
+        # Episodes take their run's settings; a plain record, the defaults.
+        config = Path(file).parent.parent / "config.json" if record.online is not None and file != "-" else None
+        key = (record.environment or "", str(config))
+        if key not in self._environments:
+            try:
+                environment = make_environment(*_section(key[0], config))
+                environment.setup()
+            except Exception as error:
+                raise RecordError(f"environment: {error}") from error
+            self._environments[key] = environment
+        return self._environments[key]
+
+    def close(self) -> None:
+        """Let go of what the environments hold."""
+        for environment in self._environments.values():
+            environment.close()
+
+
+def _section(name: str, config: Path | None) -> tuple[str, dict[str, Any]]:
+    """The name to load an environment by, and its settings in the run. Tasks carry the class's own name."""
+    if config is None or not config.is_file():
+        return name, {}
+    sections = json.loads(config.read_text())["environments"]
+    for section in sections:
+        if section["name"] == name:
+            return name, section["settings"]
+    for section in sections:
+        if load_environment(section["name"]).name == name:
+            return section["name"], section["settings"]
+    raise LookupError(f"{name!r} is not in {config}")
+
+
+def to_result(job: Job, record: Record, verdict: Verdict) -> Result:
+    """The verdict line of a record, and its summary."""
+    as_online = None if record.online is None or job.mode == "gold" else same(verdict, record.online)
+    line: dict[str, Any] = {} if record.id is None else {"id": record.id}
+    line |= {
+        "file": job.file,
+        "line": job.line,
+        "verifier": verdict.verifier,
+        "version": verdict.version,
+        "outcome": verdict.outcome,
+        "reward": verdict.reward,
+        "reason": verdict.reason,
+        "checks": verdict.checks,
+        "seconds": round(verdict.seconds, 6),
+    }
+    if as_online is not None:
+        line["as_online"] = as_online
+    if record.metadata is not None:
+        line["metadata"] = record.metadata
+    return from_line(line)
+
+
+def same(verdict: Verdict, other: Verdict) -> bool:
+    """Whether two verdicts say the same; they may differ in version and time."""
+    return (verdict.outcome, verdict.reward, verdict.reason, verdict.checks) == (
+        other.outcome,
+        other.reward,
+        other.reason,
+        other.checks,
+    )
+
+
+def from_line(line: dict[str, Any]) -> Result:
+    """A line of the output, as a result; the inverse of `json.loads(result.text)`."""
+    place = f"{line['file']}:{line['line']}"
+    return Result(
+        text=json.dumps(line).encode() + b"\n",
+        key=f"id {line['id']}" if "id" in line else place,
+        verifier=line.get("verifier", ""),
+        outcome=line.get("outcome", "error"),
+        reason=line.get("reason", line.get("error", "")),
+        checks=json.dumps(line.get("checks")),
+        seconds=line.get("seconds", 0.0),
+        as_online=line.get("as_online"),
+    )
+
+
+def unreadable(job: Job, error: str) -> Result:
+    """A line that could not be scored still has its line in the output: `error` instead of a verdict."""
+    return from_line({"file": job.file, "line": job.line, "error": error})
+
+
+def lost(job: Job, reason: str) -> Result:
+    """The result of a job that took its worker with it: invalid, for a verifier must stop by itself."""
+    try:
+        record = parse(job.data, gold=job.mode == "gold")
+    except RecordError as error:
+        return unreadable(job, str(error))
+    return to_result(job, record, invalid(record.verifier or record.environment or "", "", reason))
+
+
+def invalid(verifier: str, version: str, reason: str) -> Verdict:
+    """Could not be judged."""
+    return Verdict(outcome="invalid", reward=None, reason=reason, verifier=verifier, version=version)
