@@ -13,7 +13,8 @@ from environments.math_solver import data
 from rlvr import interfaces
 from rlvr.errors import ConfigError
 from rlvr.types import Message, Split, Task
-from verifiers.math import MathVerifier, ParseError, parse
+from verifiers.math import MathVerifier, parse
+from verifiers.tokens import ParseError
 
 INSTRUCTION = " Answer in \\boxed{}."
 # Draws without a new problem after which a held-out set of the asked size is given up.
