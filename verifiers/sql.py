@@ -69,7 +69,7 @@ class SqlSettings(BaseModel):
     def plain(self) -> dict[str, Any]:
         """What the worker is told."""
         rules = {"relative", "absolute", "null_is_empty", "ignore_case"}
-        return {**self.model_dump(exclude=rules), "rules": self.model_dump(include=rules), "hints": []}
+        return {**self.model_dump(exclude=rules), "rules": self.model_dump(include=rules)}
 
 
 class SqlVerifier:

@@ -68,7 +68,7 @@ class Reference:
             raise ReferenceFault(f"the reference query fails: {error}") from error
         self.instances = [first]
         if settings["mode"] == "equivalent" and self.schema is not None:
-            self.instances += self._fuzzed([query, *settings["hints"]], settings["instances"], "fuzzed instance")
+            self.instances += self._fuzzed([query], settings["instances"], "fuzzed instance")
 
     def extra(self, query: str) -> list[Instance]:
         """Instances around the constants that `query` has and the reference has not."""
