@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,17 +136,20 @@ class RayConnection:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         address = self._config.ray.address
         if address == "auto":
-            address = os.environ.get("RAY_ADDRESS") or read_ray_address() or "local"
+            address = os.environ.get("RAY_ADDRESS") or ""
+        if address == "":
+            noted = read_ray_address()
+            # A Ray that was killed leaves its note behind, and asking it would take minutes.
+            address = noted if noted and _answers(noted) else "local"
         if address == "local":
             ray.init(address="local", num_cpus=self._config.ray.num_cpus, include_dashboard=False, **options)
         else:
-            try:
-                ray.init(address=address, **options)
-            except ConnectionError as error:
+            if not _answers(address):
                 raise ConfigError(
-                    f"no Ray answers at {address!r} (from ray.address, RAY_ADDRESS or the last `ray start`): {error}; "
-                    "start it, run `ray stop` to forget it, or set ray.address=local"
-                ) from error
+                    f"no Ray answers at {address!r} (from ray.address or RAY_ADDRESS); start it there, or set "
+                    "ray.address=local"
+                )
+            ray.init(address=address, **options)
             self._reporter.say(f"joined the Ray cluster at {address}")
         _check_resources(self._config, ray.cluster_resources())
 
@@ -153,6 +157,18 @@ class RayConnection:
         import ray
 
         ray.shutdown()
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at "host:port"; addresses of another form are left to Ray."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return True
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _check_resources(config: RunConfig, available: dict[str, float]) -> None:

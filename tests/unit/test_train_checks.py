@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from rlvr import config
 from rlvr.errors import ConfigError
 from rlvr.report import Reporter
-from rlvr.train import _check_resources, check_policy, prepare
+from rlvr.train import RayConnection, _answers, _check_resources, check_policy, prepare
 from tests.tiny import write_checkpoint
 
 
@@ -72,3 +73,14 @@ def test_a_run_that_the_cluster_can_never_place_is_refused_with_its_shares() -> 
     with pytest.raises(ConfigError, match=r"needs 4 GPUs \(learner 4 x 1\.0\), and Ray has 2"):
         _check_resources(settings, {"CPU": 8, "GPU": 2})
     _check_resources(settings, {"CPU": 8, "GPU": 4})
+
+
+def test_a_ray_that_does_not_answer_is_named_at_once() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"  # bound, and nobody listens
+        assert not _answers(address)
+        with pytest.raises(ConfigError, match=rf"no Ray answers at '{address}'.*ray\.address=local"):
+            RayConnection(make(ray={"address": address}), Reporter()).__enter__()
+        listener.listen()
+        assert _answers(address)
