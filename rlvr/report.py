@@ -16,7 +16,7 @@ class Reporter:
     """Writes to standard output. Times are since it was made."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._console = console or Console(highlight=False)
         self._status = self._console.status("") if self._console.is_terminal else None
         self._started = time.monotonic()
         self._last_line = -_SECONDS_BETWEEN_LINES
@@ -24,7 +24,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(Text(f"[{self._clock()}] {text}"))
+        self._console.print(Text(f"[{self._clock()}] {text}"), soft_wrap=True)
         self._last_line = time.monotonic()
 
     def progress(self, text: str) -> None:
