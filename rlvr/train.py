@@ -17,6 +17,7 @@ from rlvr.interfaces import Environment
 from rlvr.plugins import make_environment
 from rlvr.report import Reporter
 from rlvr.run_folder import RunFolder
+from rlvr.types import THINK_END, THINK_START
 
 STARTER = "starter"
 
@@ -109,7 +110,7 @@ def check_policy(config: RunConfig, folder: Path) -> int:
         for section in config.environments
         if any(tokens != "unlimited" for tokens in section.thinking_tokens)
     ]
-    for mark in ("<think>", "</think>"):
+    for mark in (THINK_START, THINK_END):
         if limited and len(tokenizer.encode(mark, add_special_tokens=False)) != 1:
             raise ConfigError(
                 f"environment {limited[0]!r} limits thinking_tokens, but {mark} is not one token of the policy "

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 Split = Literal["train", "held_out"]
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "abort"]
+# The marks around a thought, one token each in the policies that have them.
+THINK_START, THINK_END = "<think>", "</think>"
+
 Outcome = Literal["correct", "incorrect", "invalid"]
 Stop = Literal["answered", "completion_budget", "turn_budget", "tool_call_budget", "time_budget", "error"]
 

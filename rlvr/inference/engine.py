@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from rlvr.errors import DeadlineExceeded, WeightSyncError
-from rlvr.types import Completion, FinishReason, SamplingParams, WeightSpan
+from rlvr.types import THINK_END, THINK_START, Completion, FinishReason, SamplingParams, WeightSpan
 from rlvr.weights import Checksums, PackedWeights
-
-THINK_START, THINK_END = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from rlvr.types import Message
+from rlvr.types import THINK_END, THINK_START, Message
 
-THINK_START, THINK_END = "<think>", "</think>"
 # An assistant's content that stands in for the one that was sampled; no template rewrites it.
 _SAMPLED = "rlvr-sampled-content"
 
