@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rlvr.errors import DeadlineExceeded, WeightSyncError
+from rlvr.inference import orphans
 from rlvr.types import THINK_END, THINK_START, Completion, FinishReason, SamplingParams, WeightSpan
 from rlvr.weights import Checksums, PackedWeights
 
@@ -120,6 +121,7 @@ class Engine:
             disable_log_stats=True,
             **options,
         )
+        orphans.claim()
         async with _deadline(settings.deadline_seconds, "vLLM to load the model"):
             self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
             await self._llm.init_weight_transfer_engine(_init_request())

@@ -31,6 +31,7 @@ from vllm.platforms import current_platform
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.spec_decode import llm_base_proposer
 
+from rlvr.inference.orphans import end_with_owner
 from rlvr.weights import Entry, checksums, unpack
 
 BACKEND = "rlvr_memory"
@@ -131,6 +132,7 @@ def _seed_drafts() -> None:
     llm_base_proposer.compute_probs_and_sample_next_token = seeded
 
 
+end_with_owner()
 _seed_drafts()
 _cure_cpu_sampling()
 if BACKEND not in WeightTransferEngineFactory._registry:

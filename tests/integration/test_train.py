@@ -82,7 +82,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_sigkill_loses_nothing(config: Path, tmp_
 
     run = Run(config, tmp_path, "run.num_steps=40")
     run.wait_for_step(stopped_at + 3)
+    below = psutil.Process(run.process.pid).children(recursive=True)
     run.kill()
+    assert psutil.wait_procs(below, timeout=30)[1] == []
 
     run = Run(config, tmp_path, f"run.num_steps={stopped_at + 8}")
     assert run.wait() == 0, run.output()
