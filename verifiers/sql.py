@@ -114,9 +114,9 @@ class SqlVerifier:
         if not is_query(query):
             checks["read_only"] = False
             return verdict("incorrect", "the statement is no SELECT, WITH or VALUES")
-        reply = _ask({**request, "query": query}, settings)
+        reply = self._ask({**request, "query": query}, settings)
         if reply.answer is None and reply.stage == "query":
-            canary = _ask({**request, "query": request["reference"] or "SELECT 1"}, settings)
+            canary = self._ask({**request, "query": request["reference"] or "SELECT 1"}, settings)
             if canary.answer is not None and canary.answer["outcome"] != "invalid":
                 checks |= {"read_only": True, "runs": False}
                 limit = f"ran for more than {settings.seconds:g} seconds" if reply.timed_out else "brought SQLite down"
@@ -135,6 +135,16 @@ class SqlVerifier:
             checks["rows"] = outcome == "correct"
         return verdict(outcome, reason)
 
+    def _ask(self, request: dict[str, Any], settings: SqlSettings) -> Reply:
+        """Asks a worker, and ends it where it does not answer."""
+        with _pool.worker() as worker:
+            # Twice: the instances around the query's own constants are made after the stage line, in as much time.
+            reply = worker.ask(request, settings.reference_seconds + GRACE, 2 * settings.seconds + GRACE)
+            if reply.answer is None:
+                worker.process.kill()
+                worker.process.wait()
+            return reply
+
     def _settings(self, task: Task) -> SqlSettings:
         own = task.reference.get("settings")
         return SqlSettings.model_validate(self.settings.model_dump() | own) if own else self.settings
@@ -147,17 +157,6 @@ def _request(task: Task, settings: SqlSettings) -> dict[str, Any]:
         if not isinstance(value, str):
             raise TypeError(f"{name!r} is {type(value).__name__}, not text")
     return {"schema": schema, "reference": query, "settings": settings.plain()}
-
-
-def _ask(request: dict[str, Any], settings: SqlSettings) -> Reply:
-    """Asks a worker, and ends it where it does not answer."""
-    with _pool.worker() as worker:
-        # Twice: the instances around the query's own constants are made after the stage line, in as much time.
-        reply = worker.ask(request, settings.reference_seconds + GRACE, 2 * settings.seconds + GRACE)
-        if reply.answer is None:
-            worker.process.kill()
-            worker.process.wait()
-        return reply
 
 
 def _told(error: Exception) -> str:
