@@ -264,11 +264,16 @@ def _without(value: Any, paths: list[list[str]]) -> Any:
 
 def _tools(reference: dict[str, Any]) -> dict[str, Draft202012Validator]:
     try:
-        return _validators(json.dumps(reference["tools"]))
+        return validators(reference["tools"])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ReferenceFault):
             raise
         raise ReferenceFault(f"no list of tools: {error!r}") from None
+
+
+def validators(tools: Sequence[dict[str, Any]]) -> dict[str, Draft202012Validator]:
+    """What `checked` holds calls against, by tool name. Raises `ReferenceFault`."""
+    return _validators(json.dumps(tools))
 
 
 @lru_cache(maxsize=64)  # building them takes longer than all the rest, and tasks share their tools
