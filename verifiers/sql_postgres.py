@@ -139,16 +139,22 @@ class PostgresVerifier(SqlVerifier):
                 seconds=monotonic() - start,
             )
 
-    def rows(self, schema: str, query: str, *, max_rows: int) -> Result:
-        """The rows of one query on the given instance, for a tool. Raises `QueryError`, and `ReferenceFault` for the
-        schema."""
+    def rows(self, schema: str, query: str) -> Result:
+        """As `verifiers.sql_query.rows`: of one query, on the given instance."""
         settings = self.settings.plain() | {"instances": 0, "mode": "executes"}
         request = {"schema": schema, "reference": "", "settings": settings}
         with self._pool.judge(_key(request)) as judge:
-            given = judge.prepare(_key(request), request).instances[0].database
-            deadline = monotonic() + self.settings.seconds
-            limit = self.settings.max_result_bytes
-            return given.run(query, max_rows=max_rows, max_bytes=limit, max_steps=0, deadline=deadline)
+            try:
+                given = judge.prepare(_key(request), request).instances[0].database
+            except ReferenceFault as fault:
+                raise ValueError(str(fault)) from None
+            return given.run(
+                query,
+                max_rows=self.settings.max_rows,
+                max_bytes=self.settings.max_value_bytes,
+                max_steps=0,
+                deadline=monotonic() + self.settings.seconds,
+            )
 
     @property
     def _pool(self) -> _Pool:

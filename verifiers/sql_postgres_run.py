@@ -220,7 +220,9 @@ class Session:
         """Why `query` is not allowed; "" where it is. A view's definition is analysed and stored, and never run."""
         if query not in self._permitted:
             self._alone(f"CREATE TEMP VIEW rlvr_asked AS SELECT 1 AS one FROM (\n{query}\n) AS q")
-            (tree,) = self._row("SELECT ev_action::text FROM pg_rewrite WHERE ev_class = 'pg_temp.rlvr_asked'::regclass")
+            (tree,) = self._row(
+                "SELECT ev_action::text FROM pg_rewrite WHERE ev_class = 'pg_temp.rlvr_asked'::regclass"
+            )
             self._permitted[query] = self._refusal(str(tree))
         return self._permitted[query]
 

@@ -17,10 +17,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from environments.sql_database.domains import DOMAINS, Table, script
 from environments.sql_database.questions import FAMILIES, NUM_TABLES
 from rlvr.errors import ConfigError
 from rlvr.types import Split
+from verifiers.sql import SqlSettings
 from verifiers.sql_text import is_query, tokens
 
 LEVELS = tuple(FAMILIES)
@@ -184,8 +187,12 @@ def _parse_line(line: str, where: str, *, sqlite: bool) -> Problem:
         if not isinstance(value, str) or not value.strip():
             raise ConfigError(f"{where}: {key!r} = {value!r} is not a text; {wanted}")
     settings = record.get("settings", {})
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{where}: 'settings' = {settings!r} is no object of the verifier's settings")
+    try:
+        SqlSettings.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{where}: 'settings' = {settings!r} is no object of the verifier's settings: {error}"
+        ) from None
     if not is_query(record["query"]):
         raise ConfigError(f"{where}: 'query' = {record['query']!r} is no SELECT, WITH or VALUES")
     shown = definitions(record["schema"])

@@ -128,9 +128,12 @@ def two_conditions(rng: random.Random, tables: list[Table]) -> Asked:
 def between(rng: random.Random, tables: list[Table]) -> Asked:
     (table,) = tables
     column = rng.choice(table.numbers)
-    low, high = sorted((middle(rng, column), middle(rng, column) + 1))
+    low = middle(rng, column)
+    high = low + rng.randint(1, max(2, (column.high - column.low) // 4))
     more, order = ordering(rng, column)
-    text = f"the {table.label.words} and {column.words} of the {table.plural} whose {column.words} is from {low} to {high}"
+    text = (
+        f"the {table.label.words} and {column.words} of the {table.plural} whose {column.words} is from {low} to {high}"
+    )
     within = f"{column.name} BETWEEN {low} AND {high}"
     query = f"SELECT {table.label.name}, {column.name} FROM {table.name} WHERE {within}{order}"
     return Asked(f"{text} (both included){more}", query, f"{within};{order.lower()}")
@@ -143,7 +146,9 @@ def contains(rng: random.Random, tables: list[Table]) -> Asked:
     part = word[start : start + 2]
     place, pattern = rng.choice([("contains", f"%{part}%"), ("begins with", f"{word[:1]}%")])
     shown = pattern.strip("%")
-    text = f"the {table.label.words} of the {table.plural} whose {table.label.words} {place} '{shown}' in capitals or not"
+    text = (
+        f"the {table.label.words} of the {table.plural} whose {table.label.words} {place} '{shown}' in capitals or not"
+    )
     where = f"LOWER({table.label.name}) LIKE '{pattern}'"
     return Asked(text, f"SELECT {table.label.name} FROM {table.name} WHERE {where}", where.lower())
 
@@ -336,9 +341,10 @@ def running(rng: random.Random, tables: list[Table]) -> Asked:
     column = rng.choice(child.numbers)
     text = (
         f"the {child.label.words} of each {child.noun} and the running total of {column.words} up to and with it, "
-        "ordered by id"
+        f"where {child.plural} are taken by id; ordered by {child.label.words}"
     )
-    query = f"SELECT {child.label.name}, SUM({column.name}) OVER (ORDER BY id) FROM {child.name} ORDER BY id"
+    total = f"SUM({column.name}) OVER (ORDER BY id)"
+    query = f"SELECT {child.label.name}, {total} FROM {child.name} ORDER BY {child.label.name}"
     return Asked(text, query, f"sum of {column.name} over (order by id)")
 
 
@@ -371,9 +377,7 @@ def both(rng: random.Random, tables: list[Table]) -> Asked:
         inner = f"c.{child.key} = p.id AND c.{column.name} = {literal(value)}"
         return f"EXISTS (SELECT 1 FROM {child.name} c WHERE {inner})"
 
-    query = (
-        f"SELECT p.{parent.label.name} FROM {parent.name} p WHERE {some(one)} AND {'NOT ' * but_not}{some(two)}"
-    )
+    query = f"SELECT p.{parent.label.name} FROM {parent.name} p WHERE {some(one)} AND {'NOT ' * but_not}{some(two)}"
     return Asked(text, query, f"exists {one}, {'not ' * but_not}exists {two}")
 
 
