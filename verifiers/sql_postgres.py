@@ -20,9 +20,10 @@ from typing import Any, Literal
 
 from rlvr.errors import ConfigError
 from rlvr.types import Message, Task, Verdict
-from verifiers.sql import Reply, SqlSettings, SqlVerifier
+from verifiers.sql import SqlSettings, SqlVerifier
 from verifiers.sql_judge import Fuzzer, Queryable, Reference, ReferenceFault, compare
 from verifiers.sql_run import Result
+from verifiers.sql_worker import Reply
 
 try:
     import psycopg
@@ -79,7 +80,7 @@ class _Pool:
 
     @contextmanager
     def judge(self, key: str) -> Iterator[_Judge]:
-        """One of one's own for a while, if there is one the one that has `key` open. It is closed if the block raises."""
+        """One of one's own for a while, the one that has `key` open if there is one. Closed if the block raises."""
         with self._lock:
             if self._pid != os.getpid():
                 self._idle, self._pid = [], os.getpid()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -59,7 +59,7 @@ _FOREIGN_KEYS = """
     WHERE k.connamespace = %s::regnamespace AND k.contype = 'f' AND k.conparentid = 0
 """
 # Deleted rows stay in their tables until the transaction ends, and are read past: after so many fills all is made new.
-FILLS = 50
+FILLS = 25
 
 Rows = Mapping[str, tuple[Sequence[str], Sequence[Row]]]  # by table, parents first: columns, and their values
 
@@ -95,7 +95,8 @@ class Session:
         self.given, self.fuzzed = f"rlvr_given_{number}", f"rlvr_fuzzed_{number}"
         self._script, self._deadline = "", 0.0
         self._permitted: dict[str, str] = {}
-        self._loaded: Rows | None = None
+        self._loaded: bytes | None = None
+        self._tables: list[compose.Identifier] = []
         self._fills = 0
         self.key = ""  # whose task is open
 
@@ -166,31 +167,39 @@ class Session:
         """Rows of a statement of ours."""
         return self._connection.execute(text.encode(), parameters or None).fetchall()
 
-    def settle(self, rows: Rows) -> Rows:
-        """Put `rows` in place, and return those that the schema's constraints let in."""
-        kept: dict[str, tuple[Sequence[str], Sequence[Row]]] = {}
-        self._clear(rows)
+    def settle(self, rows: Rows) -> bytes:
+        """Put `rows` in place, and return statements that put there what the schema's constraints have let in."""
+        tables = [compose.Identifier(table) for table in rows]
+        clear = [compose.SQL("DELETE FROM {}").format(table) for table in tables]
+        statements: list[compose.Composable] = [
+            compose.SQL("SET LOCAL search_path = {}").format(compose.Identifier(self.fuzzed)),
+            *clear,
+        ]
+        self._tables = tables
+        self._renew()
+        self._execute(statements)
         for table, (columns, values) in rows.items():
             taken = values
-            if not self._insert(table, columns, values):
-                taken = [row for row in values if self._insert(table, columns, [row])]
-            kept[table] = (columns, taken)
-        self._loaded = kept
-        return kept
+            if values and not self._takes(_insertion(table, columns, values)):
+                taken = [row for row in values if self._takes(_insertion(table, columns, [row]))]
+            if taken:
+                statements.append(_insertion(table, columns, taken))
+        self._loaded = compose.SQL("; ").join(statements).as_bytes(self._connection)
+        return self._loaded
 
-    def run(self, rows: Rows | None, query: str, max_rows: int, max_bytes: int, deadline: float) -> Result:
-        """All rows of `query` where the tables hold `rows` (`None`: the given instance). Raises `QueryError`."""
-        if rows is not None and rows is not self._loaded:
-            self._clear(rows)
-            for table, (columns, values) in rows.items():
-                if not self._insert(table, columns, values):
-                    raise RuntimeError(f"rows that table {table} took once are refused now")
-            self._loaded = rows
+    def run(self, fill: bytes | None, query: str, max_rows: int, max_bytes: int, deadline: float) -> Result:
+        """All rows of `query` after `fill` (of `settle`; `None`: on the given instance). Raises `QueryError`."""
+        if fill is not None and fill is not self._loaded:
+            self._renew()
+            self._connection.execute(fill)
+            self._loaded = fill
         query = _single(query)
-        self._connection.execute("SAVEPOINT query")
+        path = self.given if fill is None else self.fuzzed
+        left = max(1, int(1000 * (deadline - monotonic())))
+        self._connection.execute(
+            f"SAVEPOINT query; SET LOCAL statement_timeout = {left}; SET LOCAL search_path = {path}".encode()
+        )
         try:
-            self._limit(deadline)
-            self._path(self.given if rows is None else self.fuzzed)
             if refused := self._permit(query):
                 raise QueryError("denied", refused)
             self._connection.execute("SET LOCAL transaction_read_only = on")
@@ -214,7 +223,7 @@ class Session:
             raise QueryError("error", _brief(error)) from None
         finally:
             if not self._connection.broken:
-                self._connection.execute("ROLLBACK TO SAVEPOINT query")
+                self._connection.execute("ROLLBACK TO SAVEPOINT query; RELEASE SAVEPOINT query")
 
     def _permit(self, query: str) -> str:
         """Why `query` is not allowed; "" where it is. A view's definition is analysed and stored, and never run."""
@@ -244,34 +253,25 @@ class Session:
                 return f"reading {name} is not allowed"
         return ""
 
-    def _insert(self, table: str, columns: Sequence[str], values: Sequence[Row]) -> bool:
-        """Whether the table took the rows; all of them or none."""
-        if not values:
-            return True
-        names = compose.SQL(", ").join(map(compose.Identifier, columns))
-        statement = compose.SQL(
-            "INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE "
-            "SELECT {names} FROM jsonb_populate_recordset(NULL::{table}, %s::jsonb)"
-        ).format(table=compose.Identifier(table), names=names)
-        rows = json.dumps([dict(zip(columns, row, strict=True)) for row in values])
+    def _takes(self, statement: compose.Composed) -> bool:
+        """Whether the statement was carried out; one that the data does not allow changes nothing."""
         self._connection.execute("SAVEPOINT fill")
         try:
-            self._connection.execute(statement, [rows])
-            return True
+            self._connection.execute(statement)
         except (psycopg.errors.DataError, psycopg.errors.IntegrityError):
-            self._connection.execute("ROLLBACK TO SAVEPOINT fill")
+            self._connection.execute("ROLLBACK TO SAVEPOINT fill; RELEASE SAVEPOINT fill")
             return False
-        finally:
-            self._connection.execute("RELEASE SAVEPOINT fill")
+        self._connection.execute("RELEASE SAVEPOINT fill")
+        return True
 
-    def _clear(self, tables: Iterable[str]) -> None:
-        self._path(self.fuzzed)
+    def _renew(self) -> None:
         self._fills += 1
-        names = [compose.Identifier(table) for table in tables]
-        if names and self._fills % FILLS == 0:
-            self._connection.execute(compose.SQL("TRUNCATE {}").format(compose.SQL(", ").join(names)))
-        elif names:
-            self._connection.execute(compose.SQL("; ").join(compose.SQL("DELETE FROM {}").format(n) for n in names))
+        if self._tables and self._fills % FILLS == 0:
+            self._path(self.fuzzed)
+            self._connection.execute(compose.SQL("TRUNCATE {}").format(compose.SQL(", ").join(self._tables)))
+
+    def _execute(self, statements: Sequence[compose.Composable]) -> None:
+        self._connection.execute(compose.SQL("; ").join(statements))
 
     def _limit(self, deadline: float) -> None:
         left = max(1, int(1000 * (deadline - monotonic())))
@@ -296,6 +296,18 @@ class Session:
 
     def _row(self, statement: str) -> tuple[Any, ...]:
         return self._connection.execute(statement.encode()).fetchone() or ()
+
+
+def _insertion(table: str, columns: Sequence[str], rows: Sequence[Row]) -> compose.Composed:
+    """One statement that inserts all rows, whatever their types: the server reads each value as its column's."""
+    return compose.SQL(
+        "INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE "
+        "SELECT {names} FROM jsonb_populate_recordset(NULL::{table}, {rows}::jsonb)"
+    ).format(
+        table=compose.Identifier(table),
+        names=compose.SQL(", ").join(map(compose.Identifier, columns)),
+        rows=compose.Literal(json.dumps([dict(zip(columns, row, strict=True)) for row in rows])),
+    )
 
 
 def _single(query: str) -> str:

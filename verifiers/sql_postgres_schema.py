@@ -46,13 +46,13 @@ class PostgresDatabase:
     def __init__(self, session: Session, rows: Rows | None) -> None:
         self._session = session
         self._rows = rows
-        self._settled = rows is None
+        self._fill: bytes | None = None
 
     def run(self, sql: str, *, max_rows: int, max_bytes: int, max_steps: int, deadline: float) -> Result:
         """As `sql_run.Database.run`; the server counts no steps, and its time limit stands in for them."""
-        if self._rows is not None and not self._settled:
-            self._rows, self._settled = self._session.settle(self._rows), True
-        return self._session.run(self._rows, sql, max_rows, max_bytes, deadline)
+        if self._rows is not None and self._fill is None:
+            self._fill = self._session.settle(self._rows)
+        return self._session.run(self._fill, sql, max_rows, max_bytes, deadline)
 
     def lock(self, max_value_bytes: int) -> None:
         """Every query is read-only as it is."""

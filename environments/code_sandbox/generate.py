@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from environments.code_sandbox.loops import FAMILIES
 from environments.code_sandbox.mutants import load, mutants, outcome, telling
@@ -36,9 +37,10 @@ def make(sketch: Sketch, kind: str, level: int, family: str, rng: random.Random)
     right = load(sketch.function)
     arguments = [found for found in sketch.candidates(rng, CANDIDATES) if not _raises(right, found)]
     example = next((found for _ in range(9) if not _raises(right, found := sketch.example(rng))), arguments[-1])
-    expected = [outcome(right, found) for found in arguments]
     bodies = mutants(sketch.body)
-    others = [[outcome(other, found) for found in arguments] for other in _load_all(sketch, bodies)]
+    functions = [right, *(load(replace(sketch, body=body).function) for body in bodies)]
+    seen = _as_written if kind == "program" else _as_returned
+    expected, *others = [[seen(sketch, outcome(function, found)) for found in arguments] for function in functions]
     places, told = telling(expected, others, least=LEAST_TESTS, most=MOST_TESTS)
     tests = [example, *(arguments[place] for place in places)]
     values = [outcome(right, found) for found in tests]
@@ -93,9 +95,16 @@ def _call(arguments: Arguments) -> str:
     return f"f({', '.join(map(repr, arguments))})"
 
 
-def _raises(function: object, arguments: Arguments) -> bool:
-    return isinstance(outcome(function, arguments), Exception)  # type: ignore[arg-type]
+def _as_returned(sketch: Sketch, value: Any) -> Any:
+    return value
 
 
-def _load_all(sketch: Sketch, bodies: list[str]) -> list[object]:
-    return [load(replace(sketch, body=body).function) for body in bodies]
+def _as_written(sketch: Sketch, value: Any) -> Any:
+    """As the judge sees it on stdout: white space does not count."""
+    if isinstance(value, Exception):
+        return value
+    return show(bool(value) if sketch.result == "bool" else value).split()
+
+
+def _raises(function: Callable[..., Any], arguments: Arguments) -> bool:
+    return isinstance(outcome(function, arguments), Exception)

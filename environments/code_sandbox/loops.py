@@ -1,17 +1,20 @@
-"""Families of level 3: a loop with a state. Loops are `for` over what is given, so that no mutant of one runs for ever."""
+"""Families of level 3: a loop with a state. Loops are `for` over what is given, so no mutant of one runs for ever."""
 
 from __future__ import annotations
 
 import random
 
-from environments.code_sandbox.families import LEVEL_1, LEVEL_2, N, S, WS, XS
-from environments.code_sandbox.sketch import Family, Sketch
+from environments.code_sandbox.families import LEVEL_1, LEVEL_2, WS, XS, N, S
+from environments.code_sandbox.sketch import Arguments, Family, Sketch
 
 
 def most_frequent(rng: random.Random) -> Sketch:
     few = rng.random() < 0.5
     word, pick = ("smallest", "min") if few else ("largest", "max")
-    body = f"if not xs:\n    return 0\nmost = max(xs.count(x) for x in xs)\nreturn {pick}(x for x in xs if xs.count(x) == most)"
+    body = (
+        "if not xs:\n    return 0\nmost = max(xs.count(x) for x in xs)\n"
+        f"return {pick}(x for x in xs if xs.count(x) == most)"
+    )
     text = f"the number that stands in xs most often, the {word} of several, or 0 if xs is empty"
     inputs = (([1, 2, 2, 1, 3],), ([3, 3, 1],), ([5, 4],), ([1, 1, 7, 7, 7],))
     return Sketch(text, XS, body, "int", f"count each; {pick} of the most", low=0, high=6, inputs=inputs)
@@ -27,10 +30,20 @@ def longest_run(rng: random.Random) -> Sketch:
     )
     body = (
         "best = run = 0\nbefore = None\nfor x in xs:\n"
-        f"    run = run + 1 if before is not None and {test} else 1\n    before = x\n    best = max(best, run)\nreturn best"
+        f"    run = run + 1 if before is not None and {test} else 1\n    before = x\n    best = max(best, run)\n"
+        "return best"
     )
     inputs = (([1, 1, 2, 2, 2, 1],), ([1, 2, 3, 1, 2],), ([3, 3, 4, 4, 1],), ([2, 2, 1, 1, 1],))
-    return Sketch(f"the length of the longest stretch of xs {words}", XS, body, "int", f"run while {test}", low=0, high=4, inputs=inputs)  # fmt: skip
+    return Sketch(
+        f"the length of the longest stretch of xs {words}",
+        XS,
+        body,
+        "int",
+        f"run while {test}",
+        low=0,
+        high=4,
+        inputs=inputs,
+    )
 
 
 def running(rng: random.Random) -> Sketch:
@@ -49,11 +62,19 @@ def pairs_to(rng: random.Random) -> Sketch:
     )
     body = f"return sum({test} for i in range(len(xs)) for j in range(i + 1, len(xs)))"
     inputs = (([1, k - 1, 2, k - 2],), ([k // 2] * 3,), ([0, k, k],), ([1, 1 + k // 2, 1 - k // 2],))
-    return Sketch(f"how many pairs of places in xs hold numbers that {words}", XS, body, "int", f"i < j with {test}", near=(k // 2, k), inputs=inputs)  # fmt: skip
+    return Sketch(
+        f"how many pairs of places in xs hold numbers that {words}",
+        XS,
+        body,
+        "int",
+        f"i < j with {test}",
+        near=(k // 2, k),
+        inputs=inputs,
+    )
 
 
 def brackets(rng: random.Random) -> Sketch:
-    opening, closing = rng.choice(["()", "[]", "<>"])
+    opening, closing = rng.choice([("(", ")"), ("[", "]"), ("<", ">")])
     deep = rng.random() < 0.5
     lines = [
         "depth = deepest = 0",
@@ -69,8 +90,20 @@ def brackets(rng: random.Random) -> Sketch:
     ]
     right = f"each {opening} in s is closed by a later {closing}, and each {closing} closes one"
     text = f"how deep the {opening}{closing} in s are nested, or -1 unless {right}" if deep else f"whether {right}"
-    texts = tuple(t.replace("(", opening).replace(")", closing) for t in ("()", ")(", "(())", "(()", "())", "a(b)c", "()()", "(()())", ""))  # fmt: skip
-    return Sketch(text, S, "\n".join(lines), "int" if deep else "bool", "depth up and down", texts=texts, letters=f"{opening}{closing}a", inputs=tuple((t,) for t in texts))  # fmt: skip
+    texts = tuple(
+        t.replace("(", opening).replace(")", closing)
+        for t in ("()", ")(", "(())", "(()", "())", "a(b)c", "()()", "(()())", "")
+    )
+    return Sketch(
+        text,
+        S,
+        "\n".join(lines),
+        "int" if deep else "bool",
+        "depth up and down",
+        texts=texts,
+        letters=f"{opening}{closing}a",
+        inputs=tuple((t,) for t in texts),
+    )
 
 
 def run_lengths(rng: random.Random) -> Sketch:
@@ -82,7 +115,9 @@ def run_lengths(rng: random.Random) -> Sketch:
             "    if i + 1 == len(s) or s[i + 1] != c:\n        made += c + str(run)\n        run = 0\nreturn made"
         )
         text = "s with each stretch of one letter written as the letter and its length (aab is a2b1)"
-        return Sketch(text, S, body, "text", "count the stretch; write at its end", texts=texts, letters="abc", inputs=inputs)
+        return Sketch(
+            text, S, body, "text", "count the stretch; write at its end", texts=texts, letters="abc", inputs=inputs
+        )
     body = "made = ''\nfor c in s:\n    if not made or made[-1] != c:\n        made += c\nreturn made"
     text = "s with each stretch of one letter made one letter (aaba is aba)"
     return Sketch(text, S, body, "text", "skip what stands already", texts=texts, letters="abc", inputs=inputs)
@@ -91,14 +126,21 @@ def run_lengths(rng: random.Random) -> Sketch:
 def parse_sums(rng: random.Random) -> Sketch:
     mark = rng.choice(",;:")
     texts = tuple(t.replace(",", mark) for t in ("1,2,3", "4", ",5,,6", "10,-3", "7,x,8", "a,b", "12,30,,1", ","))
-    words, test = rng.choice(
-        [("that are not empty", "part"), ("that consist of digits only", "part.isdigit()")]
-    )
+    words, test = rng.choice([("that are not empty", "part"), ("that consist of digits only", "part.isdigit()")])
     if test == "part":
         texts = tuple(t for t in texts if not set("xab") & set(t))
     body = f"return sum(int(part) for part in s.split('{mark}') if {test})"
     text = f"the sum of the whole numbers between the marks {mark} in s, of those parts {words}"
-    return Sketch(text, S, body, "int", f"split at {mark}; int of parts", texts=texts, letters=f"1234{mark}{mark}", inputs=tuple((t,) for t in texts))  # fmt: skip
+    return Sketch(
+        text,
+        S,
+        body,
+        "int",
+        f"split at {mark}; int of parts",
+        texts=texts,
+        letters=f"1234{mark}{mark}",
+        inputs=tuple((t,) for t in texts),
+    )
 
 
 def look_up(rng: random.Random) -> Sketch:
@@ -111,7 +153,16 @@ def look_up(rng: random.Random) -> Sketch:
     )
     text = f"the value of {key} in a text like 'a=1 b=two', the {'last' if last else 'first'} of several, or 'none'"
     texts = (f"{key}=1 b=two", f"{key}=1 {key}=2", "x=3", f"x{key}=4 {key}=5", f"{key}=", "a=7 b=8 c=9", f"c={key} b=1")
-    return Sketch(text, S, body, "text", "split; partition at =", texts=texts, letters="abc= 12", inputs=tuple((t,) for t in texts))  # fmt: skip
+    return Sketch(
+        text,
+        S,
+        body,
+        "text",
+        "split; partition at =",
+        texts=texts,
+        letters="abc= 12",
+        inputs=tuple((t,) for t in texts),
+    )
 
 
 def shift(rng: random.Random) -> Sketch:
@@ -122,7 +173,9 @@ def shift(rng: random.Random) -> Sketch:
     )
     text = f"s with each letter a to z moved {k} places on in the alphabet (after z comes a), all else as it is"
     texts = ("abc xyz", "z", "A z!", "hello", "{a}", "`")
-    return Sketch(text, S, body, "text", f"ord + {k} mod 26", texts=texts, letters="abz Z", inputs=tuple((t,) for t in texts))  # fmt: skip
+    return Sketch(
+        text, S, body, "text", f"ord + {k} mod 26", texts=texts, letters="abz Z", inputs=tuple((t,) for t in texts)
+    )
 
 
 def clock(rng: random.Random) -> Sketch:
@@ -142,8 +195,11 @@ def group_words(rng: random.Random) -> Sketch:
         f"seen = {{}}\nfor w in ws:\n    seen[{key}] = seen.get({key}, 0) + 1\n"
         "return [name + ':' + str(seen[name]) for name in sorted(seen)]"
     )
-    text = f"for each {words} of the words in ws: it and the number of such words, like {'3' if 'len' in key else 'a'}:2, in sorted order"  # fmt: skip
-    return Sketch(text, WS, body, "words", f"count by {key}", inputs=((["ant", "ape", "bee"],), (["bee", "ant", "ale"],)))
+    like = "3:2" if "len" in key else "a:2"
+    text = f"for each {words} of the words in ws: it and the number of such words, like {like}, in sorted order"
+    return Sketch(
+        text, WS, body, "words", f"count by {key}", inputs=((["ant", "ape", "bee"],), (["bee", "ant", "ale"],))
+    )
 
 
 def steps_down(rng: random.Random) -> Sketch:
@@ -152,7 +208,10 @@ def steps_down(rng: random.Random) -> Sketch:
         f"steps = 0\nfor _ in range(40):\n    if n <= 0:\n        return steps\n"
         f"    n = n // 2 if n % 2 == 0 else n - {k}\n    steps += 1\nreturn -1"
     )
-    text = f"how many steps n takes to be 0 or less, if a step halves an even n and takes {k} from an odd one; -1 if over 39"
+    text = (
+        f"how many steps n takes to be 0 or less, if a step halves an even n and takes {k} from an odd one; "
+        "-1 if over 39"
+    )
     inputs = tuple((n,) for n in (0, 1, 2, 3, k, 2 * k, 64, 100, 255, 999))
     return Sketch(text, N, body, "int", f"halve or minus {k}; count", low=0, high=1000, near=(k,), inputs=inputs)
 
@@ -161,17 +220,40 @@ def merge(rng: random.Random) -> Sketch:
     words, body = rng.choice(
         [
             ("the numbers that xs and ys share, each once, smallest first", "return sorted(set(xs) & set(ys))"),
-            ("the numbers that stand in just one of xs and ys, each once, smallest first", "return sorted(set(xs) ^ set(ys))"),
-            ("xs and ys taken in turn, one of each, the rest of the longer one at the end", "n = min(len(xs), len(ys))\nmade = []\nfor a, b in zip(xs, ys):\n    made += [a, b]\nreturn made + xs[n:] + ys[n:]"),
+            (
+                "the numbers that stand in just one of xs and ys, each once, smallest first",
+                "return sorted(set(xs) ^ set(ys))",
+            ),
+            (
+                "xs and ys taken in turn, one of each, the rest of the longer one at the end",
+                "n = min(len(xs), len(ys))\nmade = []\nfor a, b in zip(xs, ys):\n    made += [a, b]\n"
+                "return made + xs[n:] + ys[n:]",
+            ),
             ("the numbers of xs that do not stand in ys, in their order", "return [x for x in xs if x not in ys]"),
         ]
-    )  # fmt: skip
-    inputs = (([1, 2, 3], [2, 4]), ([], [1, 1]), ([5, 5, 1], [5]), ([3, 1, 2], [1, 3, 9, 8]))
-    return Sketch(words, (("xs", "ints"), ("ys", "ints")), body, "ints", body.split("\n")[0], low=0, high=6, inputs=inputs)
+    )
+    inputs: tuple[Arguments, ...] = (([1, 2, 3], [2, 4]), ([], [1, 1]), ([5, 5, 1], [5]), ([3, 1, 2], [1, 3, 9, 8]))
+    return Sketch(
+        words, (("xs", "ints"), ("ys", "ints")), body, "ints", body.split("\n")[0], low=0, high=6, inputs=inputs
+    )
 
 
 FAMILIES: dict[int, tuple[Family, ...]] = {
     1: LEVEL_1,
     2: LEVEL_2,
-    3: (most_frequent, longest_run, running, pairs_to, brackets, run_lengths, parse_sums, look_up, shift, clock, group_words, steps_down, merge),
-}  # fmt: skip
+    3: (
+        most_frequent,
+        longest_run,
+        running,
+        pairs_to,
+        brackets,
+        run_lengths,
+        parse_sums,
+        look_up,
+        shift,
+        clock,
+        group_words,
+        steps_down,
+        merge,
+    ),
+}

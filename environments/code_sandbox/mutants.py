@@ -41,7 +41,7 @@ _CHANGES: tuple[tuple[str, str], ...] = (
     (r"\bsum\(", "max("),
     (r"\bstr\(n\)(?!\[)", "str(n)[::-1]"),
     (r"'aeiou'", "'aeio'"),
-    (r"'-'\.join\(s\.split\(\)\)", "s.replace(' ', '-')"),
+    (r"'-'\.join", "''.join"),
     (r"startswith", "endswith"),
     (r"endswith", "startswith"),
     (r" and ", " or "),

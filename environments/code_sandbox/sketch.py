@@ -10,11 +10,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Type = Literal["int", "ints", "text", "words", "bool", "pairs"]
+Type = Literal["int", "ints", "text", "words", "bool"]
+Parameters = tuple[tuple[str, Type], ...]
+Choice = tuple[str, str, Type]  # in words, as an expression, and the type of its value
 Arguments = tuple[Any, ...]
 Family = Callable[[random.Random], "Sketch"]
 
-WORDS = "ant bee cat dog eel fox gnu hen ibis jay kite lark mole newt owl pig ray seal tern wasp apple level noon".split()
+WORDS = [
+    "ant",
+    "bee",
+    "cat",
+    "dog",
+    "eel",
+    "fox",
+    "gnu",
+    "hen",
+    "ibis",
+    "jay",
+    "kite",
+    "lark",
+    "mole",
+    "newt",
+    "owl",
+    "pig",
+    "ray",
+    "seal",
+    "tern",
+    "wasp",
+    "apple",
+    "level",
+    "noon",
+]
 # How a program reads one line of each type, how it writes one, and what the task says of both.
 READ = {
     "int": "int(input())",
@@ -42,7 +68,7 @@ class Sketch:
     """
 
     text: str
-    parameters: tuple[tuple[str, Type], ...]
+    parameters: Parameters
     body: str
     result: Type
     plan: str

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from environments.sql_database.domains import DOMAINS, Table, script
-from environments.sql_database.questions import FAMILIES, NUM_TABLES
+from environments.sql_database.joins import FAMILIES, NUM_TABLES
 from rlvr.errors import ConfigError
 from rlvr.types import Split
 from verifiers.sql import SqlSettings

@@ -100,7 +100,7 @@ def rows(table: Table, num: int, num_parents: int, rng: random.Random) -> list[t
     labels = rng.sample(table.label.values, min(num, len(table.label.values)))
     made = []
     for number, label in enumerate(labels, start=1):
-        values = []
+        values: list[str | int | float | None] = []
         for column in table.columns:
             if column.kind == "label":
                 values.append(label)

@@ -90,7 +90,7 @@ class SqlDatabase(interfaces.Environment):
         return (Message(role="assistant", content=task.reference["query"]),)
 
     def worked_examples(self, seed: int) -> Iterator[interfaces.WorkedExample]:
-        """Training problems only, of uneven quality on purpose: some plan the query, the others guess and mostly err."""
+        """Training problems only, of uneven quality on purpose: some plan the query, the others mostly err."""
         rng = random.Random(f"{seed}/worked")
         for problem in self._draws(seed, "train"):
             thought, query = data.worked_query(problem, rng)

@@ -1,4 +1,4 @@
-"""Questions determine their queries: golds are right, one-step mistakes are wrong, and the prompt gives nothing away."""
+"""Questions determine their queries: golds are right, one-step mistakes wrong, and the prompt gives nothing away."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from environments.sql_database import SqlDatabase, data
-from environments.sql_database.questions import FAMILIES
+from environments.sql_database.joins import FAMILIES
 from rlvr.errors import ConfigError
 from rlvr.types import Message, Reply, Task
 
