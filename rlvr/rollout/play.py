@@ -20,10 +20,7 @@ from rlvr.interfaces import Environment, Sampler
 from rlvr.rollout.budget import Allowance, Spent, allowance
 from rlvr.rollout.completion import complete
 from rlvr.rollout.renderer import Renderer
-from rlvr.types import Completion, Episode, Message, Reply, Stop, Task, Turn, Verdict
-
-# What the model itself has used up; time is the machine's.
-_OVER_BUDGET = ("completion_budget", "turn_budget", "tool_call_budget")
+from rlvr.types import OVER_BUDGET_STOPS, Completion, Episode, Message, Reply, Stop, Task, Turn, Verdict
 
 
 async def play(
@@ -138,7 +135,7 @@ async def play(
         stop = await converse()
         if stop == "time_budget":
             raise _Invalid("sample", f"the engine took longer than the {task.budget.seconds} s of the episode")
-        if task.budget.over_budget == "incorrect" and stop in _OVER_BUDGET:
+        if task.budget.over_budget == "incorrect" and stop in OVER_BUDGET_STOPS:
             verdict = _verdict("incorrect", f"over budget: {stop}", {"budget": False})
         else:
             verdict = await off_loop("verify", Verdict, lambda: environment.verifier().verify(task, tuple(transcript)))
