@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
+_OWN_REWARD = re.compile("env/[^/]+/reward/mean")
 
 
 class Reporter:
@@ -46,7 +48,7 @@ class Reporter:
         parts = [
             f"step {int(metrics['step'])}/{num_steps}",
             f"held-out {accuracy:.1%}" if accuracy is not None else "held-out -",
-            f"reward {metrics.get('reward/mean', float('nan')):+.2f}",
+            f"reward {metrics.get('reward/mean', float('nan')):+.2f}{_by_environment(metrics)}",
             f"staleness {metrics['staleness/mean']:.1f} (max {int(metrics['staleness/max'])})",
             f"accepted {metrics['draft/acceptance']:.0%}" if "draft/acceptance" in metrics else "no drafts",
             f"{metrics.get('rollout/tokens_per_second', 0):,.0f} tokens/s",
@@ -81,6 +83,13 @@ class Reporter:
 
     def _clock(self) -> str:
         return _minutes(time.monotonic() - self._started)
+
+
+def _by_environment(metrics: Mapping[str, float]) -> str:
+    """ " (math_solver +0.21, tool_use -0.80)" where there are several."""
+    rewards = {name.split("/")[1]: value for name, value in metrics.items() if _OWN_REWARD.fullmatch(name)}
+    each = ", ".join(f"{name} {value:+.2f}" for name, value in sorted(rewards.items()))
+    return f" ({each})" if len(rewards) > 1 else ""
 
 
 def _minutes(seconds: float) -> str:

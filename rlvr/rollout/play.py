@@ -14,13 +14,15 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rlvr.interfaces import Environment, Sampler
 from rlvr.rollout.budget import Allowance, Spent, allowance
 from rlvr.rollout.completion import complete
 from rlvr.rollout.renderer import Renderer
 from rlvr.types import OVER_BUDGET_STOPS, Completion, Episode, Message, Reply, Stop, Task, Turn, Verdict
+
+_T = TypeVar("_T")
 
 
 async def play(
@@ -59,7 +61,7 @@ async def play(
         finally:
             timings["verify" if boundary == "verify" else "environment"] += time.perf_counter() - begin
 
-    def render(function: Callable[..., tuple[int, ...]], *args: Any, **options: Any) -> tuple[int, ...]:
+    def render(function: Callable[..., _T], *args: Any, **options: Any) -> _T:
         """Messages to tokens; a template that refuses them is a fault of ours."""
         try:
             return function(*args, **options)
@@ -131,7 +133,7 @@ async def play(
 
     stop: Stop = "error"
     try:
-        marks = renderer.marks(task.budget.closing)
+        marks = render(renderer.marks, task.budget.closing)
         stop = await converse()
         if stop == "time_budget":
             raise _Invalid("sample", f"the engine took longer than the {task.budget.seconds} s of the episode")
