@@ -169,6 +169,7 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
     axes.set_xlabel("thinking budget (tokens)")
     axes.set_ylabel("held-out accuracy")
     axes.set_ylim(-0.02, 1.02)
+    axes.margins(x=0.07)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from common import QUICKSTART, machine
-from played import Played, drift, learner_error, play_all, running_engine, sample_of
+from played import Played, agreement, drift, play_all, running_engine, sample_of
 from transformers import AutoTokenizer
 
 from rlvr.config import load
@@ -50,8 +50,8 @@ async def main(options: argparse.Namespace) -> None:
             played = await play_all(engine, folder, environment, tasks, temperature=1.0)
             seconds = time.monotonic() - started
             report(f"{num_draft_tokens} draft tokens", played, folder, seconds)
-            error, count = learner_error(folder, [sample_of(one, temperature=1.0) for one in played])
-            print(f"    log-probabilities: at most {error:.1e} from the learner's, over {count:,} sampled tokens")
+            for name, found in agreement(folder, [sample_of(one, temperature=1.0) for one in played]).items():
+                print(f"    log-probabilities, {name}: {found}", flush=True)
             if num_draft_tokens:
                 playing = asyncio.create_task(play_all(engine, folder, environment, tasks[:1000], temperature=1.0))
                 version = await publish_until(playing, engine, folder)

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from common import QUICKSTART, machine
-from played import Played, drift, learner_error, play_all, running_engine, sample_of
+from played import Played, agreement, drift, play_all, running_engine, sample_of
 from transformers import AutoTokenizer
 
 from rlvr.config import load
@@ -43,8 +43,8 @@ async def main(options: argparse.Namespace) -> None:
         # Hot, so that odd cuts of the same text are sampled.
         played = await play_all(engine, folder, environment, tasks, temperature=1.3)
         report(played, folder, time.monotonic() - started)
-    error, count = learner_error(folder, [sample_of(one, temperature=1.3) for one in played])
-    print(f"    log-probabilities: at most {error:.1e} from the learner's, over {count:,} sampled tokens")
+    for name, found in agreement(folder, [sample_of(one, temperature=1.3) for one in played]).items():
+        print(f"    log-probabilities, {name}: {found}")
 
 
 def report(played: list[Played], folder: Path, seconds: float) -> None:

@@ -126,14 +126,54 @@ def drift(played: Played, sample: Sample) -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How far log-probabilities of sampled tokens lie apart: the largest difference, and the share within 1e-4."""
+
+    count: int
+    worst: float
+    within: float
+
+    @classmethod
+    def of(cls, errors: torch.Tensor) -> Agreement:
+        return cls(len(errors), float(errors.max()), float((errors <= 1e-4).double().mean()))
+
+    def __str__(self) -> str:
+        return f"{self.count:,} tokens, at most {self.worst:.1e} apart, {self.within:.3%} within 1e-4"
+
+
+def agreement(folder: Path, samples: Sequence[Sample]) -> dict[str, Agreement]:
+    """The engine against the learner in float32: all sampled tokens, and those behind a forced one.
+
+    And the learner against itself in float64, which is how far float32 can be trusted with this policy.
+    """
+    single, double = scores(folder, samples, torch.float32), scores(folder, samples, torch.float64)
+    engine = torch.cat([torch.tensor(one.behaviour_logprobs)[_sampled(one)] for one in samples])
+    behind = torch.cat([_behind_forced(one)[_sampled(one)] for one in samples])
+    found = {"engine to learner": (engine - single).abs()}
+    if behind.any():
+        found["behind forced tokens"] = found["engine to learner"][behind]
+    found["learner to itself in float64"] = (single - double).abs()
+    return {name: Agreement.of(errors) for name, errors in found.items()}
+
+
 @torch.no_grad()
-def learner_error(folder: Path, samples: Sequence[Sample]) -> tuple[float, int]:
-    """The largest difference between the engine's log-probabilities and the learner's, and over how many tokens."""
-    model = PolicyModel.load(folder, dtype=torch.float32)
-    worst, count = 0.0, 0
-    for batch in pack(samples, num_ranks=1, micro_batch_tokens=4096).shards[0]:
-        logprobs = model(batch, batch.loss.temperature).logprobs
-        errors = ((logprobs - batch.behaviour_logprobs) * batch.loss_mask).abs()
-        worst = max(worst, float(errors.max()))
-        count += int(batch.loss_mask.sum())
-    return worst, count
+def scores(folder: Path, samples: Sequence[Sample], dtype: torch.dtype) -> torch.Tensor:
+    """The learner's log-probabilities of all sampled tokens, sample by sample."""
+    model = PolicyModel.load(folder, dtype=dtype)
+    values = []
+    for sample in samples:
+        (batch,) = pack([sample], num_ranks=1, micro_batch_tokens=MAX_MODEL_LEN).shards[0]
+        values.append(model(batch, batch.loss.temperature).logprobs[_sampled(sample)])
+    return torch.cat(values)
+
+
+def _sampled(sample: Sample) -> torch.Tensor:
+    return torch.tensor(sample.loss_mask) > 0
+
+
+def _behind_forced(sample: Sample) -> torch.Tensor:
+    """Whether a token without loss stands between a token and the first that was sampled."""
+    mask = torch.tensor(sample.loss_mask)
+    started = mask.cumsum(0) > 0
+    return ((1 - mask) * started).cumsum(0) > 0

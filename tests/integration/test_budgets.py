@@ -81,9 +81,9 @@ async def test_budgets_hold_and_log_probabilities_are_the_learners(engine: Engin
     found = await play(engine, folder, tasks(answer_tokens=8))
     check(found)
     samples = [played.sample_of(one, temperature=TEMPERATURE) for one in found]
-    error, count = played.learner_error(folder, samples)
-    assert count > 1000
-    assert error < 1e-4
+    found_apart = played.agreement(folder, samples)
+    assert found_apart["behind forced tokens"].count > 1000
+    assert found_apart["engine to learner"].worst < 1e-4
     drafted = sum(turn.completion.num_draft_tokens for one in found for turn in one.episode.turns)
     assert (drafted > 0) == (engine.settings.num_draft_tokens > 0)
 
