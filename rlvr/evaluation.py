@@ -30,6 +30,11 @@ class Evaluation:
     draft_acceptance: float | None = None
     num_judged: int = 0
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Accuracies by their names as metrics."""
+        return {f"env/{name}/eval/accuracy": accuracy for name, accuracy in self.by_environment.items()}
+
 
 async def play_tasks(
     players: Sequence[Player],
