@@ -335,3 +335,11 @@ def test_overrides_are_checked_like_the_file(file: Path) -> None:
         load(file, ["rollout.group_size=1"])
     with pytest.raises(ConfigError, match=r"rollout\.group_sizes: unknown key"):
         load(file, ["rollout.group_sizes=4"])
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_every_config_that_comes_along_is_valid_and_begins_with_what_it_needs(path: Path) -> None:
+    assert load(path).run.name == path.stem
+    assert path.read_text().startswith("# Hardware: ")
