@@ -23,7 +23,7 @@ from rlvr.errors import ConfigError
 from rlvr.evaluation import draft_acceptance, play_tasks, summarize
 from rlvr.report import Reporter
 from rlvr.run_folder import latest_checkpoint
-from rlvr.tasks import Member, held_out
+from rlvr.tasks import Member, held_out, share_out
 from rlvr.train import STARTER, Prepared, RayConnection, prepare
 from rlvr.types import Episode
 
@@ -191,8 +191,9 @@ async def _play(
         await asyncio.gather(*(engine.start(0) for engine in engines), *(worker.start() for worker in workers))
         episodes: list[Episode] = []
         for budget in budgets or (None,):
-            for member in _under(prepared.members, budget):
-                tasks = await asyncio.to_thread(held_out, [member], num_tasks=_share(config, prepared.members, member))
+            members = _under(prepared.members, budget)
+            for member, count in zip(members, share_out(config.eval.num_tasks, members), strict=True):
+                tasks = await asyncio.to_thread(held_out, [member], num_tasks=count)
                 played = await play_tasks(
                     workers,
                     tasks,
@@ -211,11 +212,6 @@ async def _play(
         await asyncio.gather(
             *(worker.stop() for worker in workers), *(engine.stop() for engine in engines), return_exceptions=True
         )
-
-
-def _share(config: RunConfig, members: Sequence[Member], member: Member) -> int:
-    total = sum(each.section.weight for each in members)
-    return max(1, round(config.eval.num_tasks * member.section.weight / total))
 
 
 def _under(members: Sequence[Member], budget: ThinkingTokens | None) -> list[Member]:
