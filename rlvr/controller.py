@@ -45,7 +45,7 @@ from rlvr.rollout.worker import Order
 from rlvr.run_folder import FRESH, RunFolder, RunState
 from rlvr.samples import samples_from_group
 from rlvr.tasks import Member, Mixture, Ticket, held_out
-from rlvr.types import Sample
+from rlvr.types import Group, Sample
 from rlvr.weight_sync import Probe, SyncReport, check, publish
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class Controller:
         )
         self.folder.write_metrics(
             {"step": self.step, "eval/accuracy/before": self._before.accuracy, "eval/accuracy/after": after.accuracy}
-            | _by_environment(after)
+            | after.numbers
         )
 
     async def _shut_down(self) -> None:
@@ -220,6 +220,8 @@ class Controller:
             self._drop(ticket, "invalid")
         elif not has_spread(rewards):
             self._drop(ticket, "zero_spread", pass_rate(rewards))
+        elif not self._samples(group):
+            self._drop(ticket, "masked", pass_rate(rewards))
         else:
             self._buffer.finish(ticket, group)
         self._changed.set()
@@ -247,7 +249,7 @@ class Controller:
                     await self._publishing
                 evaluation = await self.evaluate(self.config.eval.num_tasks_during)
                 self.accuracy = metrics["eval/accuracy"] = evaluation.accuracy
-                metrics |= _by_environment(evaluation)
+                metrics |= evaluation.numbers
             self.folder.write_metrics(metrics)
             self.reporter.step(
                 metrics, num_steps=run.num_steps, accuracy=self.accuracy, left_seconds=self._seconds_left()
@@ -275,7 +277,7 @@ class Controller:
         return None
 
     async def _take_step(self, batch: Sequence[Ready]) -> dict[str, float]:
-        groups = [self._samples(ready) for ready in batch]
+        groups = [self._samples(ready.group) for ready in batch]
         samples = [sample for group in groups for sample in group]
         oldest = [sample.oldest_version for sample in samples]
         staleness = [self.version - version for version in oldest]
@@ -319,14 +321,11 @@ class Controller:
         await asyncio.sleep(0)
         return metrics
 
-    def _samples(self, ready: Ready) -> tuple[Sample, ...]:
-        section = self._sections[ready.ticket.task.environment]
-        return samples_from_group(
-            ready.group,
-            normalize_by_std=section.algorithm.normalize_by_std,
-            mask_truncated=section.algorithm.mask_truncated,
-            loss=section.loss,
-        )
+    def _samples(self, group: Group) -> tuple[Sample, ...]:
+        section = self._sections[group.task.environment]
+        masked = section.algorithm.mask_truncated
+        std = section.algorithm.normalize_by_std
+        return samples_from_group(group, normalize_by_std=std, mask_truncated=masked, loss=section.loss)
 
     async def _publish(self, version: int) -> None:
         """Bring a version to every engine while the learner goes on; then its slots are free."""
@@ -354,7 +353,13 @@ class Controller:
         """Greedy accuracy on held-out tasks."""
         tasks = await asyncio.to_thread(held_out, self._members, num_tasks=num_tasks)
         self.reporter.progress(f"evaluating {len(tasks)} held-out tasks")
-        episodes = await play_tasks(self.workers, tasks, version=self.live_version, seed=self.config.run.seed)
+        episodes = await play_tasks(
+            self.workers,
+            tasks,
+            at_once=self.config.inference.num_seats,
+            version=self.live_version,
+            seed=self.config.run.seed,
+        )
         self.folder.write_episodes("eval", tuple(episodes))
         return summarize(episodes)
 
@@ -392,7 +397,3 @@ class Controller:
             await asyncio.wait_for(self._changed.wait(), seconds)
             return True
         return False
-
-
-def _by_environment(evaluation: Evaluation) -> dict[str, float]:
-    return {f"env/{name}/eval/accuracy": accuracy for name, accuracy in evaluation.by_environment.items()}

@@ -212,11 +212,9 @@ def budget_note(tell: bool | str, limits: Mapping[str, Any]) -> str:
 
 def held_out(members: Sequence[Member], *, num_tasks: int) -> list[Task]:
     """The first held-out tasks of every environment, shared out by weight, each under its most generous budget."""
-    total = sum(member.section.weight for member in members)
     chosen: list[Task] = []
-    for member in members:
+    for member, count in zip(members, share_out(num_tasks, members), strict=True):
         section = member.section
-        count = max(1, round(num_tasks * section.weight / total))
         generous = max(
             section.thinking_tokens, key=lambda one: float("inf") if one.tokens == "unlimited" else one.tokens
         )
@@ -226,6 +224,12 @@ def held_out(members: Sequence[Member], *, num_tasks: int) -> list[Task]:
             raise ConfigError(f"environment {section.name!r} has no held-out tasks; evaluation needs some")
         chosen.extend(with_budget(task, section, random.Random(0)) for task in tasks)
     return chosen
+
+
+def share_out(num_tasks: int, members: Sequence[Member]) -> list[int]:
+    """How many of the tasks each member gets: by weight, and one at least."""
+    total = sum(member.section.weight for member in members)
+    return [max(1, round(num_tasks * member.section.weight / total)) for member in members]
 
 
 def _streams(members: Sequence[Member]) -> Iterator[tuple[str, Environment]]:

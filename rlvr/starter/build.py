@@ -70,7 +70,8 @@ def build_starter(
 ) -> Path:
     """A Hugging Face checkpoint folder, from the cache or built into it: about 90 s on two idle cores for one teacher.
 
-    Every environment that has worked examples teaches, in turn; `policy_steps` are for each of them.
+    Every environment that has worked examples teaches, in turn. `policy_steps` are for one; each further one adds half
+    as many, for what they share is learned once.
     `cache_folder` defaults to `$RLVR_CACHE`, else `~/.cache/rlvr`. The cache key holds the code, the examples and the
     seed. Two processes may build the same starter at once: each writes a folder of its own, and the first to finish
     gives its folder the name. Raises `ConfigError` where no environment has worked examples.
@@ -97,7 +98,7 @@ def build_starter(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _build(folder, teachers, seed, policy_steps * len(teachers), mtp_steps, progress)
+            _build(folder, teachers, seed, policy_steps * (len(teachers) + 1) // 2, mtp_steps, progress)
         folder.chmod(0o755)
         try:
             folder.rename(final)
