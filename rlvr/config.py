@@ -63,7 +63,7 @@ class PolicySection(Section):
 class EnvironmentSection(Section):
     """One member of the mixture. Budgets: one value is drawn for each task; "unlimited" is allowed in every list."""
 
-    name: str = Field(description="an installed environment's name, or path/to/file.py:Class")
+    name: str = Field(description="an installed environment's name, path/to/file.py:Class, or http://host:port")
     weight: PositiveFloat = 1.0
     settings: dict[str, Any] = Field(default_factory=dict)
     thinking_tokens: tuple[NonNegativeInt | Literal["unlimited"], ...] = Field(("unlimited",), min_length=1)

@@ -1,4 +1,4 @@
-"""Environments by name: an installed distribution's entry point, or `path/to/file.py:Class`."""
+"""Environments by name: an installed distribution's entry point, `path/to/file.py:Class`, or a URL that serves one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class PluginInfo:
 
 def load_environment(name: str) -> type[Environment]:
     """The class behind a name. Raises `PluginError`, which lists what is installed."""
-    kind = _from_file(name) if ".py:" in name else _from_entry_point(name)
+    if name.startswith(("http://", "https://")):
+        kind = _from_url(name)
+    else:
+        kind = _from_file(name) if ".py:" in name else _from_entry_point(name)
     if not (isinstance(kind, type) and issubclass(kind, Environment)):
         raise PluginError(
             f"environment {name!r} leads to {kind!r}, which is no subclass of rlvr.interfaces.Environment"
@@ -78,12 +81,18 @@ def _from_entry_point(name: str) -> Any:
         installed = ", ".join(sorted(entries)) or "none"
         raise PluginError(
             f"no environment named {name!r} is installed (installed: {installed}); install its distribution, or write "
-            "path/to/file.py:Class"
+            "path/to/file.py:Class or http://host:port"
         )
     try:
         return entries[name].load()
     except Exception as error:
         raise PluginError(f"environment {name!r} ({entries[name].value}) cannot be imported: {error!r}") from error
+
+
+def _from_url(url: str) -> Any:
+    from rlvr.remote.client import remote_environment
+
+    return remote_environment(url)
 
 
 def _from_file(name: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import random
 import re
 import signal
@@ -99,13 +101,13 @@ class RewardsSilence(Sum):
         return judged_by(lambda said, task: SumVerifier().accepts(said, task) or not said)()
 
 
-class RewardsManners(Sum):
-    """A state that was right from the start, as long as nobody touches it."""
+class StartsRight(Sum):
+    """Its state is an accepted one before anything was done."""
 
     caught_by = "doing_nothing"
 
     def verifier(self) -> SumVerifier:
-        return judged_by(lambda said, task: not re.search(r"answer: (?!%d$)|\W{2,}|^$|How|[^ -z]|[0-9a]{30}" % task.reference["answer"], said) and ("Okay" in said or "answer" in said))()
+        return judged_by(lambda said, task: SumVerifier().accepts(said, task) or "answer" not in said)()
 
 
 class SameIds(Sum):
@@ -139,9 +141,7 @@ class SharedSplits(Sum):
     def tasks(self, split: Split) -> Iterator[Task]:
         for task in super().tasks("train"):
             number = int(task.id.rpartition("/")[2])
-            yield Task(
-                id=f"sum/{split}/{number}", environment="sum", prompt=task.prompt, reference=task.reference
-            )
+            yield Task(id=f"sum/{split}/{number}", environment="sum", prompt=task.prompt, reference=task.reference)
 
 
 class AnswerInPrompt(Sum):
@@ -160,9 +160,7 @@ class TupleReference(Sum):
 
     def task(self, split: Split, number: int, a: int, b: int) -> Task:
         task = super().task(split, number, a, b)
-        return Task(
-            id=task.id, environment=self.name, prompt=task.prompt, reference={"answer": a + b, "terms": (a, b)}
-        )
+        return Task(id=task.id, environment=self.name, prompt=task.prompt, reference={"answer": a + b, "terms": (a, b)})
 
 
 class Alarm(Sum):
@@ -200,10 +198,8 @@ class Uncancellable(Sum):
     caught_by = "cancellation"
 
     async def step(self, message: Message) -> Reply:  # type: ignore[override]
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(0.05)
-        except asyncio.CancelledError:
-            pass
         return super().step(message)
 
 
@@ -309,7 +305,8 @@ class TrustsText(Sum):
     caught_by = "hostile_text"
 
     def step(self, message: Message) -> Reply:
-        message.content.encode()
+        if "{" in message.content:
+            json.loads(message.content)
         return super().step(message)
 
 
@@ -362,6 +359,8 @@ BROKEN: dict[str, type[Any]] = {
 }
 # What else a fault may rightly set off.
 ALSO: dict[str, set[str]] = {
+    "RewardsSilence": {"doing_nothing"},
+    "StartsRight": {"silence", "echo", "hostile_text"},
     "FormOnly": {"altered_gold"},
-    "OneForAll": {"fault_in_step"},
+    "OneForAll": {"gold", "fault_in_step"},
 }

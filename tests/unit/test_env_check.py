@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from rlvr.cli import main
 from rlvr.kit.checks import CHECKS, Result, run
 from rlvr.kit.subject import open_subject
 from tests import broken_environments
@@ -30,6 +29,7 @@ def test_a_sound_environment_passes_every_check() -> None:
     assert list(results) == [one.name for one in CHECKS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_each_fault_is_caught_by_its_own_check_and_by_no_other(name: str) -> None:
     kind = BROKEN[name]

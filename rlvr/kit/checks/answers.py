@@ -99,7 +99,7 @@ async def hostile_text(subject: Subject) -> Complaints:
 
 HOSTILE = (
     "\x00",
-    "\ud800",
+    "\ufffd",
     "\u202e\u200b\ufeff",
     "\\boxed{",
     "\\boxed{\\boxed{\\boxed{}}}",

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlvr.kit.checks import elsewhere
-from rlvr.kit.checks.check import Complaints, NotApplicable, brief, check
-from rlvr.kit.scripted import say
+from rlvr.kit.checks.check import Complaints, brief, check
+from rlvr.kit.scripted import TextTokenizer, say
 from rlvr.kit.subject import Subject, transcript
 from rlvr.rollout.renderer import Renderer
 from rlvr.types import Episode, Message, Task, Verdict
@@ -24,7 +24,9 @@ _OVERDUE = "took longer than"
 async def in_time(subject: Subject) -> Complaints:
     """every call comes back within the episode's time"""
     tasks = subject.tasks[:_NUM_TASKS]
-    episodes = await subject.play_all([(task, say()) for task in tasks] + [(task, _gold(subject, task)) for task in tasks])
+    episodes = await subject.play_all(
+        [(task, say()) for task in tasks] + [(task, _gold(subject, task)) for task in tasks]
+    )
     return [f"{episode.task.id!r}: {brief(_reason(episode))}" for episode in episodes if _OVERDUE in _reason(episode)]
 
 
@@ -110,7 +112,9 @@ async def cancellation(subject: Subject) -> Complaints:
 async def repeatable(subject: Subject) -> Complaints:
     """the same transcript earns the same verdict, again, in any order, by an environment that never played it"""
     tasks = subject.tasks[:_NUM_TASKS]
-    episodes = await subject.play_all([(task, say()) for task in tasks] + [(task, _gold(subject, task)) for task in tasks])
+    episodes = await subject.play_all(
+        [(task, say()) for task in tasks] + [(task, _gold(subject, task)) for task in tasks]
+    )
     judged = [episode for episode in episodes if episode.verdict.outcome != "invalid"]
     complaints = []
     for round_ in (judged, judged[::-1], judged):
@@ -161,7 +165,7 @@ def _course(episode: Episode) -> tuple[object, ...]:
 
 @check(
     remedy="a worker makes the environment from its name and settings: what judging needs is in the task or the settings",
-    needs=["in_time", "any_thread", "stable"],
+    needs=["in_time", "any_thread", "stable", "gold", "repeatable", "isolation"],
 )
 async def other_process(subject: Subject) -> Complaints:
     """in another process, where no task was drawn, tasks that arrive through Ray's serializer earn the same"""
@@ -182,35 +186,45 @@ async def other_process(subject: Subject) -> Complaints:
 async def fault_in_step(subject: Subject) -> Complaints:
     """a fault of the environment's own in `step` makes its episode invalid, and no other
 
-    The fault is that `step` is given no message at all; then that it raises.
+    The fault is first a message that raises when it is read, then a `step` that raises.
     """
     task = subject.tasks[0]
     complaints = []
-    if subject.has_own_step:
-        episode = await subject.play(task, say(), drawn=_NoMessage())
-        if episode.verdict.outcome != "invalid":
-            complaints.append(f"step(None) was swallowed: {episode.verdict.outcome}, {brief(episode.verdict.reason)}")
+    message = _Unreadable()
+    episode = await subject.play(task, say(), drawn=_Rendering(message))
+    if message.was_read and episode.verdict.checks.get("step") is not False and subject.has_own_step:
+        complaints.append(f"an exception was swallowed: {episode.verdict.outcome}, {brief(episode.verdict.reason)}")
     faulty, sound = subject.single_use(), subject.single_use()
     setattr(faulty, "step", _raise)  # noqa: B010 - mypy takes a method for constant
     episodes = await asyncio.gather(
         subject.play(task, say(), environment=faulty), subject.play(task, say(), environment=sound)
     )
-    if [episode.verdict.outcome for episode in episodes] != ["invalid", "incorrect"]:
-        complaints.append(f"with a step that raises: {[brief(episode.verdict.reason) for episode in episodes]}")
+    if [episode.verdict.outcome == "invalid" for episode in episodes] != [True, False]:
+        reasons = "; ".join(brief(episode.verdict.reason) for episode in episodes)
+        complaints.append(f"of two episodes, the first with a step that raises: {reasons}")
     return complaints
 
 
-class _NoMessage(Renderer):
-    """Gives `step` nothing to work on."""
+class _Unreadable:
+    """In place of a message: a fault of the kit's as soon as anything is read of it."""
 
-    def __init__(self) -> None:
-        from rlvr.kit.scripted import TextTokenizer
+    was_read = False
 
+    def __getattr__(self, name: str) -> Any:
+        self.was_read = True
+        raise RuntimeError("a fault that the kit made")
+
+
+class _Rendering(Renderer):
+    """Gives `step` the same thing whatever was sampled."""
+
+    def __init__(self, message: Any) -> None:
         super().__init__(TextTokenizer())
+        self._message = message
 
     def parse(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Message:
-        nothing: Any = None
-        return nothing  # type: ignore[no-any-return]
+        message: Message = self._message
+        return message
 
 
 def _raise(_message: Message) -> Any:
