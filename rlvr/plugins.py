@@ -20,12 +20,13 @@ GROUP = "rlvr.environments"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginInfo:
-    """One line of `rlvr env list`."""
+    """One line of `rlvr env list`. `problem` says why it cannot be used, where it cannot."""
 
     name: str
     distribution: str
     version: str
     summary: str
+    problem: str = ""
 
 
 def load_environment(name: str) -> type[Environment]:
@@ -60,16 +61,18 @@ def list_environments() -> list[PluginInfo]:
     found = []
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         distribution = entry.dist
+        summary = problem = ""
         try:
             summary = load_environment(entry.name).summary
         except PluginError as error:
-            summary = f"BROKEN: {error}"
+            problem = str(error)
         found.append(
             PluginInfo(
                 name=entry.name,
                 distribution=distribution.name if distribution else "?",
                 version=distribution.version if distribution else "?",
                 summary=summary,
+                problem=problem,
             )
         )
     return found
