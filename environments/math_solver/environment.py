@@ -44,7 +44,7 @@ class MathSettings(interfaces.EnvironmentSettings):
     @field_validator("families", mode="before")
     @classmethod
     def _by_name(cls, families: Any) -> Any:
-        return dict.fromkeys(families, {}) if isinstance(families, list | tuple) else families
+        return {name: {} for name in families} if isinstance(families, list | tuple) else families
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -32,7 +32,8 @@ _SYMPY_FAMILIES = frozenset(
 )
 _ARITHMETIC = re.compile(r"(?:\s|[-+*/^(),]|\d+(?:\.\d+)?|\.\d+|[A-Za-z]+)*", re.ASCII)
 _FUNCTIONS = frozenset(
-    "exp log ln sqrt sin cos tan asin acos atan sinh cosh tanh sec csc cot pi Abs sign erf gamma".split()
+    {"exp", "log", "ln", "sqrt", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh"}
+    | {"sec", "csc", "cot", "pi", "Abs", "sign", "erf", "gamma"}
 )
 _MAX_EXPRESSION = 1_000  # characters
 

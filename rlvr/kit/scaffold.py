@@ -15,7 +15,7 @@ _TEMPLATE_NAME = "my_environment"
 
 
 def write(name: str, folder: Path | None = None) -> Path:
-    """The folder that was written. Raises `ConfigError` for a name that cannot be used or a folder that is not empty."""
+    """The folder that was written. Raises `ConfigError` for a name or a folder that cannot be used."""
     check_name(name)
     target = folder or Path(name.replace("_", "-"))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

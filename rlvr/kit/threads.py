@@ -17,12 +17,14 @@ class FreshThreads(ThreadPoolExecutor):
         super().__init__(max_workers=1)
         self.num_begun = 0
         self._running: set[Future[Any]] = set()
+        self._more_begun = asyncio.Event()
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         self._running.add(future)
         self.num_begun += 1
+        self._more_begun.set()
         context = contextvars.copy_context()
 
         def work() -> None:
@@ -46,12 +48,13 @@ class FreshThreads(ThreadPoolExecutor):
         """Calls that have begun and not ended."""
         return len(self._running)
 
+    async def begun(self, number: int) -> None:
+        """Wait until so many calls have begun, ever."""
+        while self.num_begun < number:
+            self._more_begun.clear()
+            await self._more_begun.wait()
+
     async def idle(self, seconds: float) -> bool:
         """Wait until no call runs; whether that came about within `seconds`."""
-        try:
-            async with asyncio.timeout(seconds):
-                while self._running:
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
-            return False
-        return True
+        pending = [asyncio.wrap_future(future) for future in self._running]
+        return not pending or not (await asyncio.wait(pending, timeout=seconds))[1]

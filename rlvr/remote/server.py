@@ -1,6 +1,6 @@
 """One environment over HTTP (`rlvr env serve`): the endpoints of `rlvr.remote.protocol`, its schema at /openapi.json.
 
-There is no authentication: whoever reaches the port plays. Leave it on this machine, or behind what guards your network.
+There is no authentication: whoever reaches the port plays. Leave it on this machine, or behind your network's guards.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -42,7 +41,7 @@ def _reason(episode: Episode) -> str:
 
 
 @check(
-    remedy="no signal.alarm, no objects bound to one thread (sqlite3: check_same_thread=False), no event loop of its own",
+    remedy="no signal.alarm; no objects bound to one thread (sqlite3: check_same_thread=False); no own event loop",
     needs=["in_time"],
 )
 async def any_thread(subject: Subject) -> Complaints:
@@ -88,10 +87,10 @@ async def cancellation(subject: Subject) -> Complaints:
     await subject.play(task, _gold(subject, task))
     num_calls = subject.threads.num_begun - num_calls
     for number in range(1, num_calls + 1):
-        goal = subject.threads.num_begun + number
+        begun = asyncio.create_task(subject.threads.begun(subject.threads.num_begun + number))
         episode = asyncio.create_task(subject.play(task, _gold(subject, task)))
-        while subject.threads.num_begun < goal and not episode.done():
-            await asyncio.sleep(0)
+        await asyncio.wait({begun, episode}, return_when=asyncio.FIRST_COMPLETED)
+        begun.cancel()
         await asyncio.sleep(0.01)  # into the middle of the call
         if not episode.cancel():
             continue
@@ -164,7 +163,7 @@ def _course(episode: Episode) -> tuple[object, ...]:
 
 
 @check(
-    remedy="a worker makes the environment from its name and settings: what judging needs is in the task or the settings",
+    remedy="workers make the environment from name and settings: what judging needs is in the task or in these",
     needs=["in_time", "any_thread", "stable", "gold", "repeatable", "isolation"],
 )
 async def other_process(subject: Subject) -> Complaints:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -126,9 +124,16 @@ def _answers(golds: list[list[str]]) -> list[str]:
     texts = [" ".join("\n".join(gold).split()) for gold in golds]
     if len(set(texts)) < 2:
         return texts
-    start = len(re.sub(r"\w+$", "", os.path.commonprefix(texts)))
-    end = len(re.sub(r"\w+$", "", os.path.commonprefix([text[start:][::-1] for text in texts])))
+    start = _common_start(texts)
+    end = _common_start([text[start:][::-1] for text in texts])
     return [text[start : len(text) - end].strip() for text in texts]
+
+
+def _common_start(texts: Sequence[str]) -> int:
+    """How many characters all begin with, no word cut in two."""
+    first, last = min(texts), max(texts)
+    same = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return len(re.sub(r"\w+$", "", first[:same]))
 
 
 def _copying_rules(pairs: Sequence[tuple[list[str], str]]) -> Complaints:

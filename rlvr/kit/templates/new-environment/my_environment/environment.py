@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 
 from pydantic import Field, PositiveInt
-
-from my_environment.verifier import MyVerifier
 from rlvr.interfaces import Environment, EnvironmentSettings
 from rlvr.types import Message, Split, Task
+
+from my_environment.verifier import MyVerifier
 
 INSTRUCTION = "\nEnd with a line of the form 'answer: N'."
 HELD_OUT_EVERY = 4

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from my_environment import MyEnvironment
 from rlvr.kit.checks import run
 from rlvr.kit.subject import open_subject
 from rlvr.types import Message, Task
+
+from my_environment import MyEnvironment
 
 
 def outcome(task: Task, answer: str) -> str:
