@@ -202,6 +202,17 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LossSettings:
+    """How an environment's samples are learned from: the temperature they were drawn at, and the loss's four bounds."""
+
+    temperature: float = 1.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    importance_min: float = 0.5
+    importance_max: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One training sequence: the tokens of an episode and, for each of them, what the loss needs.
 
@@ -214,6 +225,7 @@ class Sample:
     behaviour_logprobs: tuple[float, ...]
     advantages: tuple[float, ...]
     oldest_version: int
+    loss: LossSettings = LossSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -222,7 +234,7 @@ class MicroBatch:
 
     Sequence `j` is tokens `cu_seqlens[j]` to `cu_seqlens[j + 1]`; `position_ids` restart at 0 in each. The entries of
     `loss_mask`, `behaviour_logprobs` and `advantages` belong to the token at the same index, and the first token of a
-    sequence always has `loss_mask` 0.
+    sequence always has `loss_mask` 0. All of its samples share their loss settings.
     """
 
     token_ids: torch.Tensor  # int64
@@ -231,6 +243,7 @@ class MicroBatch:
     loss_mask: torch.Tensor  # float32, 0 or 1
     behaviour_logprobs: torch.Tensor  # float32
     advantages: torch.Tensor  # float32
+    loss: LossSettings = LossSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

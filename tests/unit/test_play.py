@@ -152,7 +152,7 @@ async def test_what_reset_returns_is_what_the_model_sees_first() -> None:
 
     sampler = ScriptedSampler(says("</think>42"))
     environment = Greeting()
-    episode = await run(environment, sampler)
+    await run(environment, sampler)
     assert TOKENIZER.decode(sampler.calls[0].prompt_ids).startswith("<|im_start|>system\nHi.<|im_end|>")
     assert environment.judge.seen[0][:2] == (Message(role="system", content="Hi."), *make_task().prompt)
 
