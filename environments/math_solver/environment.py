@@ -139,36 +139,28 @@ class MathSolver(interfaces.Environment):
         settings = self.settings
         limit = settings.num_train if split == "train" else settings.num_held_out
         streams = {
-            family: gym.entries(family, options, seed=settings.seed, split=split)
+            family: gym.problems(family, options, seed=settings.seed, split=split)
             for family, options in settings.families.items()
         }
         number = 0
         while streams:
             for family, stream in list(streams.items()):
-                entry = next(stream, None)
-                if entry is None:
+                problem = next(stream, None)
+                if problem is None:
                     del streams[family]
                     continue
-                yield self._gym_task(split, number, entry)
+                yield self._gym_task(split, number, problem)
                 number += 1
                 if number == limit:
                     return
 
-    def _gym_task(self, split: Split, key: int, entry: gym.Entry) -> Task:
+    def _gym_task(self, split: Split, key: int, problem: gym.Problem) -> Task:
         return Task(
-            id=f"{self.name}/{split}/{entry.family}-{key}",
+            id=f"{self.name}/{split}/{problem.family}-{key}",
             environment=self.name,
-            prompt=(Message(role="user", content=entry.question.strip() + GYM_INSTRUCTION),),
-            reference={
-                "family": entry.family,
-                "options": self.settings.families[entry.family],
-                "seed": entry.seed,
-                "index": entry.index,
-                "fingerprint": gym.fingerprint(entry.question),
-                "package_version": gym.package_version(),
-                "answer": entry.answer,
-            },
-            level=entry.family,
+            prompt=(Message(role="user", content=problem.question.strip() + GYM_INSTRUCTION),),
+            reference=problem.reference(),
+            level=problem.family,
             seed=key,
         )
 

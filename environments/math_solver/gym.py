@@ -1,137 +1,123 @@
-"""Task families of the `reasoning-gym` package, by name. Generating is trusted code; judging is `gym_worker`'s.
-
-A task is one entry of a dataset: family, options, seed and index say which, here and in the worker. Chunks of a
-family's stream have seeds so far apart that no two of them draw the same entry.
-"""
+"""Task families of the `reasoning-gym` package, by name: what the environment and its verifier ask of the worker."""
 
 from __future__ import annotations
 
-import copy
 import difflib
-import hashlib
 import importlib.util
-import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from itertools import count
 from typing import Any
 
 from environments.math_solver.data import split_of
+from environments.math_solver.gym_worker import CHUNK, MODULE, fingerprint
 from rlvr.errors import ConfigError
 from rlvr.types import Split
+from verifiers.worker import WorkerLostError, WorkerPool, WorkerTimeoutError
 
-# Entries of one seed. Most families draw entry `i` from `seed + i`, and some prepare all entries at once.
-CHUNK = 32
-# Entries without a new problem after which a family counts as exhausted, in one pass over a split.
+# Problems in a row without a new one of the split, after which a family counts as exhausted.
 PATIENCE = 256
-# Not a task, but a mixture of others: name those instead.
-NOT_FAMILIES = ("composite",)
-# Where a family keeps a solution when its `answer` is empty because several are right.
-_EXAMPLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "graph_color": lambda metadata: json.dumps({str(key): color for key, color in metadata["possible_answer"].items()}),
-    "propositional_logic": lambda metadata: str(metadata["example_answer"]),
-    "rubiks_cube": lambda metadata: str(metadata["example_correct_answer"]),
-}
+# Problems asked for at once.
+BATCH = 4
+MAKE_SECONDS = 60.0
+
+POOL = WorkerPool(MODULE)
 
 Options = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One problem. `answer` is a right one, `None` where the family tells none."""
+class Problem:
+    """One entry of a dataset. `answer` is a right one, `None` where the family tells none."""
 
     family: str
+    options: Options
     seed: int
     index: int
     question: str
     answer: str | None
+    package_version: str
+
+    def reference(self) -> dict[str, Any]:
+        """All that the worker needs to make the problem again, and to see that it is the same."""
+        return {
+            "family": self.family,
+            "options": self.options,
+            "seed": self.seed,
+            "index": self.index,
+            "fingerprint": fingerprint(self.question),
+            "package_version": self.package_version,
+            "answer": self.answer,
+        }
 
 
-def fingerprint(question: str) -> str:
-    """Tells whether another process, or another version of the package, made the same problem."""
-    return hashlib.sha256(question.encode()).hexdigest()[:16]
-
-
-def families() -> tuple[str, ...]:
-    """All names. Raises `ConfigError` where the package is not installed."""
-    return tuple(sorted(set(_registry()) - set(NOT_FAMILIES)))
-
-
-def check_family(family: str, options: Options) -> None:
-    """Raises `ConfigError` for a name or an option that the package does not have."""
-    known = families()
-    if family not in known:
-        close = difflib.get_close_matches(family, known, n=3)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(known)}"
-        raise ConfigError(f"math_solver: families: reasoning-gym has no family {family!r}; {hint}")
-    config_class = _registry()[family][1]
-    accepted = sorted(set(config_class.__dataclass_fields__) - {"seed", "size"})
-    unknown = sorted(set(options) - set(accepted))
-    if unknown:
-        raise ConfigError(
-            f"math_solver: families.{family}: unknown options {', '.join(unknown)}; it takes {', '.join(accepted)}"
-        )
-    try:
-        dataset(family, json.dumps(options, sort_keys=True), 0)
-    except Exception as error:  # the package checks by assertions, and each family in its own way
-        raise ConfigError(f"math_solver: families.{family} = {options}: {error or type(error).__name__}") from error
-
-
-@lru_cache(maxsize=64)
-def dataset(family: str, options: str, seed: int) -> Any:
-    """`CHUNK` entries. `options` is JSON."""
-    import reasoning_gym
-
-    return reasoning_gym.create_dataset(family, seed=seed, size=CHUNK, **json.loads(options))
-
-
-def raw_entry(family: str, options: Options, seed: int, index: int) -> dict[str, Any]:
-    """As the package makes it; a copy, for its scorers write into theirs."""
-    entry: dict[str, Any] = copy.deepcopy(dataset(family, json.dumps(options, sort_keys=True), seed)[index])
-    return entry
-
-
-def entries(family: str, options: Options, *, seed: int, split: Split) -> Iterator[Entry]:
-    """The problems of a split, in order, for ever, or until the family has no new ones. A hash of the text decides."""
-    seen: set[str] = set()
-    idle = 0
-    for chunk in count():
-        chunk_seed = (seed * 1_000_003 + chunk * CHUNK) % 2**31
-        for index in range(CHUNK):
-            entry = raw_entry(family, options, chunk_seed, index)
-            question = entry["question"]
-            new = fingerprint(question) not in seen
-            seen.add(fingerprint(question))
-            idle = 0 if new and split_of(question) == split else idle + 1
-            if idle > PATIENCE:
-                return
-            if new and split_of(question) == split:
-                yield Entry(family=family, seed=chunk_seed, index=index, question=question, answer=_gold(family, entry))
-
-
-def package_version() -> str:
-    """Entries depend on it."""
-    return version("reasoning-gym")
-
-
-def _gold(family: str, entry: dict[str, Any]) -> str | None:
-    if family in _EXAMPLES:
-        return _EXAMPLES[family](entry["metadata"])
-    return None if entry["answer"] is None else str(entry["answer"])
-
-
-def _registry() -> dict[str, Any]:
+@lru_cache(maxsize=1)
+def options_of_families() -> dict[str, list[str]]:
+    """The options that each family takes. Raises `ConfigError` where the package is not installed."""
     if importlib.util.find_spec("reasoning_gym") is None:
         raise ConfigError(
             "math_solver: settings.families needs the package reasoning-gym; pip install 'rlvr[reasoning-gym]'"
         )
-    import reasoning_gym  # noqa: F401 - fills the registry
-    from reasoning_gym.factory import DATASETS
+    options: dict[str, list[str]] = _ask({"do": "describe"})["families"]
+    return options
 
-    # It draws plots for nobody, and says so at length.
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    registry: dict[str, Any] = DATASETS
-    return registry
+
+def check_family(family: str, options: Options) -> None:
+    """Raises `ConfigError` for a name or an option that the package does not have."""
+    known = options_of_families()
+    if family not in known:
+        close = difflib.get_close_matches(family, known, n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(sorted(known))}"
+        raise ConfigError(f"math_solver: families: reasoning-gym has no family {family!r}; {hint}")
+    unknown = sorted(set(options) - set(known[family]))
+    if unknown:
+        raise ConfigError(
+            f"math_solver: families.{family}: unknown options {', '.join(unknown)}; it takes {', '.join(known[family])}"
+        )
+    _make(family, options, seed=0, start=0, count=1)
+
+
+def problems(family: str, options: Options, *, seed: int, split: Split) -> Iterator[Problem]:
+    """Those of a split, in order, for ever, or until there are no new ones. A hash of the text decides the split.
+
+    Chunks have seeds so far apart that no two of them draw the same entry.
+    """
+    seen: set[str] = set()
+    idle = 0
+    for chunk in count():
+        chunk_seed = (seed * 1_000_003 + chunk * CHUNK) % 2**31
+        for start in range(0, CHUNK, BATCH):
+            for problem in _make(family, options, seed=chunk_seed, start=start, count=BATCH):
+                mark = fingerprint(problem.question)
+                wanted = mark not in seen and split_of(problem.question) == split
+                seen.add(mark)
+                idle = 0 if wanted else idle + 1
+                if idle > PATIENCE:
+                    return
+                if wanted:
+                    yield problem
+
+
+def _make(family: str, options: Options, *, seed: int, start: int, count: int) -> list[Problem]:
+    made = _ask({"do": "make", "family": family, "options": options, "seed": seed, "start": start, "count": count})
+    if "error" in made:
+        raise ConfigError(f"math_solver: families.{family} = {options}: {made['error']}")
+    return [
+        Problem(
+            family=family,
+            options=options,
+            seed=seed,
+            index=start + number,
+            package_version=made["version"],
+            **problem,
+        )
+        for number, problem in enumerate(made["problems"])
+    ]
+
+
+def _ask(request: dict[str, Any]) -> Any:
+    try:
+        return POOL.call(request, MAKE_SECONDS)
+    except (WorkerTimeoutError, WorkerLostError) as error:
+        raise ConfigError(f"math_solver: reasoning-gym's worker, asked to {request['do']}: {error}") from error

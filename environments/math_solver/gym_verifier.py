@@ -15,17 +15,15 @@ from time import perf_counter
 from typing import Any
 
 from rlvr.types import Message, Outcome, Task, Verdict
-from verifiers.worker import WorkerLostError, WorkerPool, WorkerTimeoutError
+from environments.math_solver.gym import MAKE_SECONDS, POOL
+from verifiers.worker import WorkerLostError, WorkerTimeoutError
 
 MAX_ANSWER = 20_000  # characters
 SCORE_SECONDS = 5.0
-# The first call of a family makes its dataset.
-PREPARE_SECONDS = 60.0
 
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _FILES = ("gym.py", "gym_verifier.py", "gym_worker.py")
 _VERSION = hashlib.sha256(b"".join((Path(__file__).parent / name).read_bytes() for name in _FILES)).hexdigest()[:12]
-_POOL = WorkerPool("environments.math_solver.gym_worker")
 
 
 class GymVerifier:
@@ -57,30 +55,30 @@ class GymVerifier:
         if len(answer) > MAX_ANSWER:
             return verdict("incorrect", f"the answer has {len(answer)} characters, more than {MAX_ANSWER}")
         try:
-            reply = _ask({"reference": task.reference, "answer": answer})
+            reply = _ask(task, answer)
         except WorkerTimeoutError:
             return verdict("incorrect", f"scoring the answer takes longer than {SCORE_SECONDS:g} s, or all memory")
         except WorkerLostError as error:
             return verdict("invalid", f"no worker process to score in: {error}")
-        if reply["score"] is None:
-            return verdict("invalid", f"task {task.id}: {reply['reason']}")
+        if "error" in reply:
+            return verdict("invalid", f"task {task.id}: {reply['error']}")
         checks["full_score"] = reply["score"] >= 1.0
         return verdict("correct" if checks["full_score"] else "incorrect", reply["reason"])
 
 
-def _ask(request: dict[str, Any]) -> Any:
+def _ask(task: Task, answer: str) -> Any:
     """Raises `WorkerTimeoutError` where the answer is to blame, `WorkerLostError` where we are."""
+    request = {"do": "score", "reference": task.reference, "answer": answer}
     try:
-        return _POOL.call(request, SCORE_SECONDS)
+        return POOL.call(request, SCORE_SECONDS)
     except (WorkerTimeoutError, WorkerLostError):
-        # The answer's fault, or a dataset that takes long to make? A worker that has made it tells.
-        preparation = {"reference": request["reference"], "answer": None}
+        # The answer's fault, or a task that takes long to make? A worker that has made it tells.
         try:
-            _POOL.call(preparation, PREPARE_SECONDS)
+            POOL.call(request | {"answer": None}, MAKE_SECONDS)
         except WorkerTimeoutError as error:
             raise WorkerLostError(f"making the task again: {error}") from error
     try:
-        return _POOL.call(request, SCORE_SECONDS)
+        return POOL.call(request, SCORE_SECONDS)
     except WorkerLostError as error:
         raise WorkerTimeoutError(f"killed the worker: {error}") from error
 
