@@ -14,8 +14,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from rlvr.types import Message, Outcome, Task, Verdict
 from environments.math_solver.gym import MAKE_SECONDS, POOL
+from rlvr.types import Message, Outcome, Task, Verdict
 from verifiers.worker import WorkerLostError, WorkerTimeoutError
 
 MAX_ANSWER = 20_000  # characters

@@ -5,7 +5,7 @@ model's text to `eval` (sympy's `parse_expr` is `eval` too): here the first kind
 the second only text that is arithmetic. Some families depend on Python's hash seed: here it is always 0. And some
 scorers print: standard output is the way back, and they get another.
 
-Two scorers are unsound, in that they accept wrong answers; they get a stricter rule.
+Five scorers are unsound, in that they give full score to wrong answers; they get a stricter rule.
 """
 
 from __future__ import annotations
@@ -69,7 +69,21 @@ def _given_numbers(answer: str, entry: Json) -> str | None:
     return None if used == given else f"uses {sorted(used.elements())}, not the given {sorted(given.elements())}"
 
 
+def _same_words(answer: str, entry: Json) -> str | None:
+    """Their own scorers add up what is right, and words that were not asked for cost nothing."""
+    same = answer.lower().split() == str(entry["answer"]).lower().split()
+    return None if same else "not the expected words"
+
+
+def _finite(answer: str, _entry: Json) -> str | None:
+    """Its own scorer gives full score to a distance that is no number."""
+    return "not a finite number" if re.search("nan|inf", answer, re.IGNORECASE) else None
+
+
 _STRICTER: dict[str, Callable[[str, Json], str | None]] = {
+    "complex_arithmetic": _finite,
+    "letter_jumble": _same_words,
+    "spell_backward": _same_words,
     "game_of_life_halting": _plain_equality,
     "puzzle24": _given_numbers,
 }
@@ -77,7 +91,7 @@ _STRICTER: dict[str, Callable[[str, Json], str | None]] = {
 
 def answer(request: Json) -> Json:
     """`request["do"]` is the name of a function below, the rest its arguments. What it raises comes back as "error"."""
-    actions = {"describe": describe, "make": make, "score": score}
+    actions: dict[str, Callable[..., Json]] = {"describe": describe, "make": make, "score": score}
     action = actions[request.pop("do")]
     with contextlib.redirect_stdout(io.StringIO()):
         try:

@@ -61,7 +61,7 @@ def main() -> None:
             rows.append(asyncio.run(measure(name, options.episodes, options.at_once)))
         except RlvrError as error:
             rows.append(f"| {name} | {error} |")
-    print(f"{machine()}\n\n{options.episodes} episodes; medians one at a time, throughput with {options.at_once} at once\n")
+    print(f"{machine()}\n\n{options.episodes} episodes: medians one by one, throughput {options.at_once} at once\n")
     print("| environment | +1 | turns | reset, step ms | verify ms | all but the engine ms | episodes/s a worker |")
     print("|---|---|---|---|---|---|---|")
     print("\n".join(rows))
@@ -110,9 +110,7 @@ def read(name: str, count: int) -> tuple[list[Task], dict[str, Sequence[Message]
     """The first training tasks, and what to say to each."""
     environment = make_environment(name, {})
     budget = Budget(turns=None, seconds=120)
-    tasks = [
-        dataclasses.replace(task, budget=budget) for task in itertools.islice(environment.tasks("train"), count)
-    ]
+    tasks = [dataclasses.replace(task, budget=budget) for task in itertools.islice(environment.tasks("train"), count)]
     return tasks, {task.id: tuple(environment.gold(task)) for task in tasks}
 
 

@@ -70,7 +70,7 @@ async def echo(subject: Subject) -> Complaints:
 
 
 @check(
-    remedy="one answer counts: the last, or none of several; `in` and `search` over the whole text are not enough",
+    remedy="of several answers none counts, or the last; offer `mistakes(task)` where wrong ones do nothing",
     needs=["in_time", "any_thread"],
 )
 async def hedge(subject: Subject) -> Complaints:

@@ -92,10 +92,13 @@ def _hedge(gold: Messages, others: list[Messages]) -> Iterator[tuple[str, Messag
         yield f"right answer among others, as {name}", tuple(spoken)
 
 
-def _altered(gold: Messages, _others: list[Messages]) -> Iterator[tuple[str, Messages]]:
-    last = next((index for index in reversed(range(len(gold))) if gold[index].content.strip()), None)
-    if last is None:
+def _altered(gold: Messages, others: list[Messages]) -> Iterator[tuple[str, Messages]]:
+    """A change in the last message that other golds do not say as well ("Goodbye." carries no answer)."""
+    common = {text for other in others for text in _texts(other)}
+    telling = [index for index, text in enumerate(_texts(gold)) if text and text not in common]
+    if not telling:
         return
+    last = telling[-1]
     content = gold[last].content
     for change, alter in _CHANGES.items():
         new = alter(content)
