@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from environments.math_solver.data import split_of
 from environments.math_solver.gym_worker import CHUNK, MODULE, fingerprint
 from rlvr.errors import ConfigError
 from rlvr.types import Split
-from verifiers.worker import WorkerLostError, WorkerPool, WorkerTimeoutError
+from verifiers.worker import MAX_IDLE, WorkerLostError, WorkerPool, WorkerTimeoutError
 
 # Problems in a row without a new one of the split, after which a family counts as exhausted.
 PATIENCE = 256
@@ -22,7 +23,9 @@ PATIENCE = 256
 BATCH = 4
 MAKE_SECONDS = 60.0
 
-POOL = WorkerPool(MODULE)
+_POOL = WorkerPool(MODULE)
+# The pool would start a worker more, and end it, for every call beyond those it keeps; its imports take a second.
+_SLOTS = threading.BoundedSemaphore(MAX_IDLE)
 
 Options = dict[str, Any]
 
@@ -116,8 +119,14 @@ def _make(family: str, options: Options, *, seed: int, start: int, count: int) -
     ]
 
 
+def call_worker(request: dict[str, Any], seconds: float) -> Any:
+    """The worker's reply. Raises `WorkerTimeoutError`, `WorkerLostError`. The wait for a free worker is not counted."""
+    with _SLOTS:
+        return _POOL.call(request, seconds)
+
+
 def _ask(request: dict[str, Any]) -> Any:
     try:
-        return POOL.call(request, MAKE_SECONDS)
+        return call_worker(request, MAKE_SECONDS)
     except (WorkerTimeoutError, WorkerLostError) as error:
         raise ConfigError(f"math_solver: reasoning-gym's worker, asked to {request['do']}: {error}") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from environments.math_solver.gym import MAKE_SECONDS, POOL
+from environments.math_solver.gym import MAKE_SECONDS, call_worker
 from rlvr.types import Message, Outcome, Task, Verdict
 from verifiers.worker import WorkerLostError, WorkerTimeoutError
 
@@ -70,15 +70,15 @@ def _ask(task: Task, answer: str) -> Any:
     """Raises `WorkerTimeoutError` where the answer is to blame, `WorkerLostError` where we are."""
     request = {"do": "score", "reference": task.reference, "answer": answer}
     try:
-        return POOL.call(request, SCORE_SECONDS)
+        return call_worker(request, SCORE_SECONDS)
     except (WorkerTimeoutError, WorkerLostError):
         # The answer's fault, or a task that takes long to make? A worker that has made it tells.
         try:
-            POOL.call(request | {"answer": None}, MAKE_SECONDS)
+            call_worker(request | {"answer": None}, MAKE_SECONDS)
         except WorkerTimeoutError as error:
             raise WorkerLostError(f"making the task again: {error}") from error
     try:
-        return POOL.call(request, SCORE_SECONDS)
+        return call_worker(request, SCORE_SECONDS)
     except WorkerLostError as error:
         raise WorkerTimeoutError(f"killed the worker: {error}") from error
 
