@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -213,6 +214,17 @@ async def test_a_person_sees_prompt_replies_and_the_verdict_with_its_reason() ->
     for expected in (task.prompt[0].content, "Your answer, 1?", "Let me see.", "correct, +1: 'answer: "):
         assert expected in shown
     assert [turn.message.content for turn in episode.turns] == ["hm", f"answer: {task.reference['answer']}"]
+
+
+class WithTools(Sum):
+    def task(self, split: Split, number: int, a: int, b: int) -> Task:
+        tools = ({"type": "function", "function": {"name": "add", "description": "Adds [two] numbers."}},)
+        return dataclasses.replace(super().task(split, number, a, b), tools=tools)
+
+
+async def test_a_person_sees_the_tools() -> None:
+    shown, _ = await play_with("answer\n.\n", WithTools(EnvironmentSettings()))
+    assert "tool add: Adds [two] numbers." in shown
 
 
 async def test_a_person_may_write_several_lines() -> None:

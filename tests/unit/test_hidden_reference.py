@@ -15,7 +15,7 @@ from rlvr.types import Message, Task
 from tests.broken_environments import Sum
 
 RNG = random.Random(0)
-WORDS = "river mountain lake forest cloud thunder rain snow window door kitchen ceiling table lamp".split()
+WORDS = ["river", "lake", "forest", "cloud", "thunder", "rain", "snow", "window", "door", "kitchen", "table", "lamp"]
 
 
 def complaints(prompt_and_answer: Callable[[int], tuple[str, str]], *, gold: str = "answer: {}") -> list[str]:
