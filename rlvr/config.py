@@ -83,6 +83,11 @@ class InferenceSection(Section):
         None, description="largest log-probability difference to the learner after a sync; default 1e-4 in float32"
     )
 
+    @property
+    def num_seats(self) -> int:
+        """Episodes that keep the engines busy: as many again as they run are with their environments."""
+        return 2 * self.num_engines * self.max_num_seqs
+
 
 class MtpSection(Section):
     """The MTP layer's own training."""

@@ -85,7 +85,8 @@ class EnvironmentSection(Section):
     @classmethod
     def _known_fields(cls, text: bool | str) -> bool | str:
         try:
-            str(text).format(**dict.fromkeys(TOLD, 0))
+            for value in (0, "unlimited"):
+                str(text).format(**dict.fromkeys(TOLD, value))
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(
                 f"not a template ({error!r}); it may hold {', '.join(f'{{{name}}}' for name in TOLD)}"

@@ -354,7 +354,13 @@ class Controller:
         """Greedy accuracy on held-out tasks."""
         tasks = await asyncio.to_thread(held_out, self._members, num_tasks=num_tasks)
         self.reporter.progress(f"evaluating {len(tasks)} held-out tasks")
-        episodes = await play_tasks(self.workers, tasks, version=self.live_version, seed=self.config.run.seed)
+        episodes = await play_tasks(
+            self.workers,
+            tasks,
+            at_once=self.config.inference.num_seats,
+            version=self.live_version,
+            seed=self.config.run.seed,
+        )
         self.folder.write_episodes("eval", tuple(episodes))
         return summarize(episodes)
 

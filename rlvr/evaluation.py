@@ -35,14 +35,20 @@ async def play_tasks(
     players: Sequence[Player],
     tasks: Sequence[Task],
     *,
+    at_once: int,
     group_size: int = 1,
     temperature: float = 0.0,
     version: int = 0,
     seed: int = 0,
 ) -> list[Episode]:
-    """Every task `group_size` times, shared out over the players."""
-    orders = [
-        Order(
+    """Every task `group_size` times, shared out over the players, at most `at_once` tasks under way.
+
+    More would only wait in the engines, on the time of their own budgets.
+    """
+    free = asyncio.Semaphore(at_once)
+
+    async def play(number: int, task: Task) -> Group:
+        order = Order(
             ticket=number,
             task=task,
             group_size=group_size,
@@ -50,9 +56,10 @@ async def play_tasks(
             birth_version=version,
             seed=seed,
         )
-        for number, task in enumerate(tasks)
-    ]
-    groups = await asyncio.gather(*(players[order.ticket % len(players)].play(order) for order in orders))
+        async with free:
+            return await players[number % len(players)].play(order)
+
+    groups = await asyncio.gather(*(play(number, task) for number, task in enumerate(tasks)))
     return [episode for group in groups for episode in group.episodes]
 
 

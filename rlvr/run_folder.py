@@ -102,10 +102,7 @@ class RunFolder:
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint."""
-        whole = [
-            folder for folder in (self.path / "checkpoints").glob("step-??????") if (folder / STATE_FILE).is_file()
-        ]
-        return max(whole, default=None)
+        return latest_checkpoint(self.path)
 
     def load_state(self, checkpoint: Path) -> RunState:
         """Raises `CheckpointError`."""
@@ -172,3 +169,9 @@ class RunFolder:
             closers.append(self._metrics.close)
         for close in [*closers, self._lock.close]:
             close()
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run folder."""
+    whole = [folder for folder in (run / "checkpoints").glob("step-??????") if (folder / STATE_FILE).is_file()]
+    return max(whole, default=None)

@@ -18,14 +18,15 @@ def samples_from_group(
         return ()
     advantages = group_advantages(rewards, normalize_by_std=normalize_by_std)
     samples = [
-        _sample(episode, advantage, group.birth_version, loss)
+        sample_from_episode(episode, advantage, birth_version=group.birth_version, loss=loss)
         for episode, advantage in zip(group.episodes, advantages, strict=True)
         if advantage is not None and not (mask_truncated and episode.stop == "completion_budget")
     ]
     return tuple(sample for sample in samples if any(sample.loss_mask))
 
 
-def _sample(episode: Episode, advantage: float, birth_version: int, loss: LossSettings) -> Sample:
+def sample_from_episode(episode: Episode, advantage: float, *, birth_version: int, loss: LossSettings) -> Sample:
+    """The whole conversation as one sequence, token by token as it was: prompts, tool output, completions."""
     token_ids: list[int] = []
     loss_mask: list[int] = []
     logprobs: list[float] = []

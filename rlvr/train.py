@@ -124,9 +124,13 @@ class RayConnection:
     Ray that another `rlvr train` started for itself is not joined.
     """
 
-    def __init__(self, config: RunConfig, reporter: Reporter) -> None:
+    def __init__(
+        self, config: RunConfig, reporter: Reporter, *, parts: Sequence[str] = ("inference", "learner", "rollout")
+    ) -> None:
+        """`parts` are the sections of the config whose actors will be started."""
         self._config = config
         self._reporter = reporter
+        self._parts = parts
 
     def __enter__(self) -> None:
         import ray
@@ -150,7 +154,7 @@ class RayConnection:
                 )
             ray.init(address=address, **options)
             self._reporter.say(f"joined the Ray cluster at {address}")
-        _check_resources(self._config, ray.cluster_resources())
+        _check_resources(self._config, ray.cluster_resources(), self._parts)
 
     def __exit__(self, *_: object) -> None:
         import ray
@@ -170,13 +174,16 @@ def _answers(address: str) -> bool:
     return True
 
 
-def _check_resources(config: RunConfig, available: dict[str, float]) -> None:
+def _check_resources(
+    config: RunConfig, available: dict[str, float], wanted: Sequence[str] = ("inference", "learner", "rollout")
+) -> None:
     """Raises `ConfigError` when the cluster could never place the actors: they would wait for ever."""
-    parts: Sequence[tuple[str, int, float, float]] = (
+    everything: Sequence[tuple[str, int, float, float]] = (
         ("inference", config.inference.num_engines, config.inference.cpus_per_engine, config.inference.gpus_per_engine),
         ("learner", config.learner.num_ranks, config.learner.cpus_per_rank, config.learner.gpus_per_rank),
         ("rollout", config.rollout.num_workers, config.rollout.cpus_per_worker, 0.0),
     )
+    parts = [part for part in everything if part[0] in wanted]
     for resource, index in (("CPU", 2), ("GPU", 3)):
         needed = sum(part[1] * float(part[index]) for part in parts)
         if needed > available.get(resource, 0.0):

@@ -34,6 +34,8 @@ THINK_START, THINK_END = "<think>", "</think>"
 Outcome = Literal["correct", "incorrect", "invalid"]
 Stop = Literal["answered", "completion_budget", "turn_budget", "tool_call_budget", "time_budget", "error"]
 OverBudget = Literal["judge", "incorrect"]
+# What the model itself has used up; time is the machine's.
+OVER_BUDGET_STOPS: tuple[Stop, ...] = ("completion_budget", "turn_budget", "tool_call_budget")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

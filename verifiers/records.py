@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlvr.errors import ConfigError
-from rlvr.types import Episode, Message, Role, Task, Verdict, episode_from_json
+from rlvr.types import OVER_BUDGET_STOPS, Episode, Message, Role, Task, Verdict, episode_from_json
 from verifiers.registry import VERIFIERS, tool_call_text
 
 MAX_LINE = 64 << 20  # bytes
@@ -163,6 +163,7 @@ def _episode(line: bytes) -> Record:
         field = ".".join(map(str, errors[0]["loc"]))
         raise RecordError(f"{field}: {errors[0]['msg']}") from None
     broke_off = episode.verdict.outcome == "invalid" and episode.stop in ("error", "time_budget")
+    over_budget = episode.task.budget.over_budget == "incorrect" and episode.stop in OVER_BUDGET_STOPS
     return Record(
         id=episode.id,
         verifier=None,
@@ -170,7 +171,7 @@ def _episode(line: bytes) -> Record:
         task=episode.task,
         transcript=transcript_of(episode),
         online=episode.verdict,
-        final=episode.verdict if broke_off else None,
+        final=episode.verdict if broke_off or over_budget else None,
     )
 
 

@@ -14,16 +14,15 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rlvr.interfaces import Environment, Sampler
 from rlvr.rollout.budget import Allowance, Spent, allowance
 from rlvr.rollout.completion import complete
 from rlvr.rollout.renderer import Renderer
-from rlvr.types import Completion, Episode, Message, Reply, Stop, Task, Turn, Verdict
+from rlvr.types import OVER_BUDGET_STOPS, Completion, Episode, Message, Reply, Stop, Task, Turn, Verdict
 
-# What the model itself has used up; time is the machine's.
-_OVER_BUDGET = ("completion_budget", "turn_budget", "tool_call_budget")
+_T = TypeVar("_T")
 
 
 async def play(
@@ -62,7 +61,7 @@ async def play(
         finally:
             timings["verify" if boundary == "verify" else "environment"] += time.perf_counter() - begin
 
-    def render(function: Callable[..., tuple[int, ...]], *args: Any, **options: Any) -> tuple[int, ...]:
+    def render(function: Callable[..., _T], *args: Any, **options: Any) -> _T:
         """Messages to tokens; a template that refuses them is a fault of ours."""
         try:
             return function(*args, **options)
@@ -134,11 +133,11 @@ async def play(
 
     stop: Stop = "error"
     try:
-        marks = renderer.marks(task.budget.closing)
+        marks = render(renderer.marks, task.budget.closing)
         stop = await converse()
         if stop == "time_budget":
             raise _Invalid("sample", f"the engine took longer than the {task.budget.seconds} s of the episode")
-        if task.budget.over_budget == "incorrect" and stop in _OVER_BUDGET:
+        if task.budget.over_budget == "incorrect" and stop in OVER_BUDGET_STOPS:
             verdict = _verdict("incorrect", f"over budget: {stop}", {"budget": False})
         else:
             verdict = await off_loop("verify", Verdict, lambda: environment.verifier().verify(task, tuple(transcript)))

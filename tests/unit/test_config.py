@@ -196,6 +196,7 @@ def test_an_environment_has_the_runs_settings_but_for_its_own() -> None:
         ({"algorithm": {"importance_min": 1.5}}, "environment 'coin': algorithm.importance_min = 1.5"),
         ({"answer_tokens": 256}, "answer_tokens = 256 leaves no room for a thought in completion_tokens = 256"),
         ({"tell_budget": "Think {tokens}."}, "it may hold {thinking_tokens}"),
+        ({"tell_budget": "Think {thinking_tokens:d}."}, "not a template"),
         ({"algorithm": {"clip_lo": 0.1}}, "environments.0.algorithm.clip_lo: unknown key; did you mean 'clip_low'?"),
         ({"curriculum": {"floor": 0}}, "environments.0.curriculum.floor = 0"),
     ],

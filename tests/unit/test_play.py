@@ -342,6 +342,28 @@ async def test_an_exception_makes_the_episode_invalid_and_names_where(boundary: 
     assert len(episode.turns) == (1 if named == "verify" else 0)
 
 
+@pytest.mark.parametrize("refuses", ["assistant", "tool"])
+async def test_messages_that_the_template_refuses_make_the_episode_invalid(refuses: str) -> None:
+    class Picky(CharacterTokenizer):
+        def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> str:
+            if any(message["role"] == refuses for message in conversation):
+                raise ValueError(f"no {refuses} here")
+            return super().apply_chat_template(conversation, **options)
+
+    episode = await play(
+        make_task(budget=Budget(turns=None)),
+        episode_id="e",
+        environment=Scripted(Reply(messages=(TOOL,), done=False)),
+        sampler=ScriptedSampler(says("</think>a")),
+        renderer=Renderer(Picky()),
+        max_model_len=1000,
+        temperature=1.0,
+        seed=0,
+    )
+    assert episode.verdict.outcome == "invalid"
+    assert episode.verdict.reason == f"render: ValueError('no {refuses} here')"
+
+
 @pytest.mark.parametrize(("boundary", "expected"), [("reset", "Sequence"), ("step", "Reply"), ("verify", "Verdict")])
 async def test_a_method_that_forgets_to_return_makes_the_episode_invalid(boundary: str, expected: str) -> None:
     episode = await broken(boundary, returning(None))
