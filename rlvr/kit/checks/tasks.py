@@ -96,7 +96,7 @@ async def hidden_reference(subject: Subject) -> Complaints:
 
     An answer may stand in a prompt by chance, or as one of several choices. It is given away when it is long, when the
     whole reference stands there, or when one copying rule (the k-th word; what follows a certain word) finds it in
-    most of the prompts.
+    most of the prompts. That rule is not for tasks with tools: what a call needs may well stand in the prompt.
     """
     prompts = [" ".join("\n".join(message.content for message in task.prompt).split()) for task in subject.tasks]
     complaints = []
@@ -114,7 +114,7 @@ async def hidden_reference(subject: Subject) -> Complaints:
         for task_id, prompt, answer in pairs
         if len(answer) >= _LONG and answer in prompt
     ]
-    if not complaints and len(set(answers)) >= _MIN_ANSWERS:
+    if not complaints and len(set(answers)) >= _MIN_ANSWERS and not any(task.tools for task in subject.tasks):
         complaints += _copying_rules([(prompt.split(), answer) for _, prompt, answer in pairs])
     return complaints
 
