@@ -14,6 +14,7 @@ from typing import Any
 
 from rlvr import __version__
 from rlvr.errors import ConfigError, RlvrError
+from rlvr.kit import commands as env_commands
 
 OWN_PACKAGES = ("environments", "verifiers", "sandbox")
 
@@ -63,8 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     # By name: the trainer imports no verifier.
     verify = importlib.import_module("verifiers.cli")
     verify.add_arguments(commands.add_parser("verify", help=verify.SUMMARY))
-    environments = commands.add_parser("env", help="environments").add_subparsers(required=True, metavar="COMMAND")
-    environments.add_parser("list", help="the environments that are installed").set_defaults(command=_list_environments)
+    env_commands.add_arguments(commands.add_parser("env", help="environments: list, new, check, play, serve"))
     return parser
 
 
@@ -110,14 +110,6 @@ def _plan(options: argparse.Namespace) -> int:
     for section in config.environments:
         make_environment(section.name, section.settings)
     print(dump(config), end="")
-    return 0
-
-
-def _list_environments(_options: argparse.Namespace) -> int:
-    from rlvr.plugins import list_environments
-
-    for plugin in list_environments():
-        print(f"{plugin.name:20} {plugin.distribution} {plugin.version:10} {plugin.summary}")
     return 0
 
 

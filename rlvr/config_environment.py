@@ -61,7 +61,7 @@ class CurriculumSection(Section):
 class EnvironmentSection(Section):
     """One member of the mixture. Every budget may be "unlimited"; the thinking budget is drawn for each task."""
 
-    name: str = Field(description="an installed environment's name, or path/to/file.py:Class")
+    name: str = Field(description="an installed environment's name, path/to/file.py:Class, or http://host:port")
     weight: PositiveFloat = 1.0
     settings: dict[str, Any] = Field(default_factory=dict)
     thinking_tokens: Annotated[tuple[ThinkingBudget, ...], BeforeValidator(_thinking_budgets)] = Field(
