@@ -33,14 +33,22 @@ THINK_START, THINK_END = "<think>", "</think>"
 
 Outcome = Literal["correct", "incorrect", "invalid"]
 Stop = Literal["answered", "completion_budget", "turn_budget", "tool_call_budget", "time_budget", "error"]
+OverBudget = Literal["judge", "incorrect"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What one episode may spend. `None` is unlimited.
+    """What one episode may spend, and what happens at the limits. `None` is unlimited. A run's config sets it.
 
-    `thinking_tokens` counts tokens inside `<think>`; 0 turns reasoning off. `completion_tokens` counts all that the
-    model writes over the whole episode, thought included. `seconds` is wall time of the whole episode.
+    `thinking_tokens` counts sampled tokens inside `<think>`; 0 turns reasoning off. `completion_tokens` counts all
+    that the model writes over the whole episode, thoughts and forced tokens included. `tool_calls` counts the `tool`
+    messages in replies: calls of one message are answered together, and past the limit there is no next call to the
+    model. `seconds` is wall time of the whole episode.
+
+    A thought at its limit is closed with forced tokens: the template's end of a thought, then `closing`. It is closed
+    early where the answer would otherwise have fewer than `answer_tokens` of the completion left. `note` is a line of
+    the prompt that tells the model its budget ("" tells nothing). `over_budget` is the verdict on an episode that ran
+    out of completion tokens, turns or tool calls: judge what there is, or incorrect.
     """
 
     thinking_tokens: int | None = None
@@ -48,6 +56,10 @@ class Budget:
     turns: int | None = 1
     tool_calls: int | None = None
     seconds: float | None = None
+    answer_tokens: int = 0
+    closing: str = ""
+    note: str = ""
+    over_budget: OverBudget = "judge"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +75,17 @@ class Message:
 class Task:
     """One problem. `reference` (plain JSON) is what the verifier judges by; the model never sees it.
 
-    `id` is "<environment>/<split>/<key>", unique in its environment and stable from a seed.
+    `id` is "<environment>/<split>/<key>", unique in its environment and stable from a seed. `tools` are what the
+    model may call, and see: OpenAI's function specs, `{"type": "function", "function": {"name", "description",
+    "parameters": <JSON Schema>}}`. `level` names a difficulty, for the curriculum and for metrics.
     """
 
     id: str
     environment: str
     prompt: tuple[Message, ...]
     reference: dict[str, Any]
+    tools: tuple[dict[str, Any], ...] = ()
+    level: str = ""
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
 

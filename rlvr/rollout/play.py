@@ -60,7 +60,7 @@ async def play(
     async def converse() -> Stop:
         transcript.extend(await off_loop("reset", Sequence, environment.reset, task))
         prefix: tuple[int, ...] = ()
-        new_ids = renderer.start(transcript)
+        new_ids = renderer.start(transcript, tools=task.tools, note=task.budget.note)
         spent = Spent()
         while True:
             prefix += new_ids

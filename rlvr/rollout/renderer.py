@@ -6,6 +6,9 @@ holds exactly the tokens that were sampled.
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -13,6 +16,8 @@ from rlvr.types import THINK_END, THINK_START, Message
 
 # An assistant's content that stands in for the one that was sampled; no template rewrites it.
 _SAMPLED = "rlvr-sampled-content"
+# How a model calls a tool where its template says nothing of tools.
+TOOL_CALL = '<tool_call>{"name": ..., "arguments": {...}}</tool_call>'
 
 
 class Tokenizer(Protocol):
@@ -34,10 +39,27 @@ class Renderer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._think_end = (tokenizer.encode(THINK_END, add_special_tokens=False) or [-1])[0]
+        template = getattr(tokenizer, "chat_template", None)
+        self._template_knows_tools = re.search(r"\btools\b", str(template or "")) is not None
 
-    def start(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The whole prompt of a first turn, up to where the model goes on."""
-        return self._encode(self._text([_plain(message) for message in messages], add_generation_prompt=True))
+    def start(
+        self, messages: Sequence[Message], *, tools: Sequence[dict[str, Any]] = (), note: str = ""
+    ) -> tuple[int, ...]:
+        """The whole prompt of a first turn, up to where the model goes on.
+
+        `tools` are rendered by the template where it knows them, else described in the system message. `note` is a
+        last line of the last message.
+        """
+        if note and messages:
+            messages = [*messages[:-1], dataclasses.replace(messages[-1], content=f"{messages[-1].content}\n{note}")]
+        options: dict[str, Any] = {}
+        if tools and self._template_knows_tools:
+            options["tools"] = list(tools)
+        else:
+            messages = with_tools(messages, tools)
+        return self._encode(
+            self._text([_plain(message) for message in messages], add_generation_prompt=True, **options)
+        )
 
     def follow(self, completion_ids: Sequence[int], messages: Sequence[Message]) -> tuple[int, ...]:
         """The tokens between a completion and the next: its end (if it was cut off), the new messages, the opening."""
@@ -73,14 +95,23 @@ class Renderer:
         ids = list(completion_ids)
         return ids.index(self._think_end) if self._think_end in ids else len(ids)
 
-    def _text(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+    def _text(self, messages: list[dict[str, str]], **options: Any) -> str:
+        text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, **options)
         return text
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def with_tools(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
+    """The messages, the first of them a system message that begins with a plain description of the tools."""
+    if not tools:
+        return list(messages)
+    described = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
+    text = f"Tools:\n{described}\nTo call one, write {TOOL_CALL}"
+    if messages and messages[0].role == "system":
+        return [Message(role="system", content=f"{text}\n\n{messages[0].content}"), *messages[1:]]
+    return [Message(role="system", content=text), *messages]
 
 
 def _plain(message: Message) -> dict[str, str]:

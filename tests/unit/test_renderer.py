@@ -117,6 +117,43 @@ def test_a_template_with_an_end_of_its_own_is_followed_without_the_tokenizers() 
         assert tokenizer.decode(follow) == expected
 
 
+# --- tools and the budget's note
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Find a word.",
+        "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
+    },
+}
+TEMPLATE_WITH_TOOLS = "{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %}" + TEMPLATE_THAT_LOOKS_AHEAD
+
+
+def test_a_template_that_knows_tools_writes_them_itself() -> None:
+    tokenizer = train_tokenizer(TEXTS)
+    tokenizer.chat_template = TEMPLATE_WITH_TOOLS
+    start = Renderer(tokenizer).start((USER,), tools=(TOOL, TOOL))
+    text = tokenizer.decode(start)
+    assert text.startswith("[look_up][look_up]<|im_start|>user\n")
+    assert "<tool_call>" not in text
+
+
+def test_tools_head_the_system_message_where_the_template_knows_none(tokenizer: Any, renderer: Renderer) -> None:
+    described = tokenizer.decode(renderer.start((Message(role="system", content="Be brief."), USER), tools=(TOOL,)))
+    assert described.startswith('<|im_start|>system\nTools:\n{"name": "look_up", "description": "Find a word."')
+    assert '"required": ["word"]' in described
+    assert '<tool_call>{"name": ..., "arguments": {...}}</tool_call>\n\nBe brief.<|im_end|>' in described
+    without_system = tokenizer.decode(renderer.start((USER,), tools=(TOOL,)))
+    assert without_system == described.replace("\n\nBe brief.", "")
+    assert renderer.start((USER,), tools=()) == renderer.start((USER,))
+
+
+def test_a_note_is_the_last_line_of_the_last_message(tokenizer: Any, renderer: Renderer) -> None:
+    text = tokenizer.decode(renderer.start((USER,), note="Think in 8 tokens."))
+    assert text == "<|im_start|>user\nWhat is 12 + 30?\nThink in 8 tokens.<|im_end|>\n<|im_start|>assistant\n<think>"
+
+
 # --- parse
 
 
