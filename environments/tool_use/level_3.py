@@ -109,8 +109,8 @@ def change_of_mind(rng: random.Random) -> Scenario:
         world=office.world,
         caller={"id": user, "later": [f"Oh, I thought again: not a {first}, I need a {second} instead of it."]},
         golds=golds(
-            [look, finds[0], give_one, ASK_MORE, finds[1], back, give_two],
             [look, say("Do you have a wish as to the model?"), finds[1], give_two],
+            [look, finds[0], give_one, ASK_MORE, finds[1], back, give_two],
         ),
         slips=(
             slip("", look, give_one, ASK_MORE),
