@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -64,6 +64,14 @@ class Reporter:
         table = Table("", "before", "after", title=title, title_justify="left")
         for name, (before, after) in rows.items():
             table.add_row(name, before, after)
+        self._console.print(table)
+
+    def grid(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Any other table."""
+        self.close()
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
         self._console.print(table)
 
     def close(self) -> None:

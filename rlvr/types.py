@@ -5,8 +5,8 @@
 One concrete chain, for a group of two:
 
     Task(id="math_solver/train/17", prompt=(Message(role="user", content="12+30"),), reference={"answer": "42"})
-    Completion(token_ids=(9, 4, 2), logprobs=(-0.1, -0.7, 0.0), loss_mask=(1, 1, 0), weight_spans=((3, 0, 2), ...))
-        two tokens sampled by version 3, one forced while version 4 was live
+    Completion(token_ids=(9, 4, 2), logprobs=(-0.1, -0.7, 0.0), loss_mask=(1, 1, 0), weight_spans=((3, 0, 2),))
+        two tokens sampled by version 3, one forced
     Episode(..., verdict=Verdict(outcome="correct", reward=1.0, ...))
     Group(task, episodes=(correct one, incorrect one), birth_version=3)
     Sample(token_ids=prompt + completion, advantages=(0, ..., 2.0, 2.0, 2.0), oldest_version=3)
@@ -94,14 +94,14 @@ class Task:
 class SamplingParams:
     """How one completion is drawn.
 
-    `thinking_tokens` is what is left of the budget (`None`: unlimited): after so many tokens of thought the next one is
-    forced to be `</think>`. `temperature` 0 is greedy. `seed` fixes the draw for one request.
+    It ends with the policy's end-of-turn token or one of `stop_token_ids`. `temperature` 0 is greedy. `seed` fixes the
+    draw for one request.
     """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
-    thinking_tokens: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
 
 
@@ -115,11 +115,12 @@ class WeightSpan(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What an engine returned for one call; the four sequences have one entry a token.
+    """What the policy wrote in one turn; the first three sequences have one entry a token.
 
     `logprobs` are natural-log probabilities under the distribution drawn from (temperature included).
-    `loss_mask` is 0 on forced tokens, 1 on sampled ones. Of `num_draft_tokens` that the MTP layer proposed on the way,
-    the policy took `num_accepted_tokens`.
+    `loss_mask` is 0 on forced tokens, 1 on sampled ones; `weight_spans` cover the sampled ones. `num_thinking_tokens`
+    of these stand inside a thought. Of `num_draft_tokens` that the MTP layer proposed on the way, the policy took
+    `num_accepted_tokens`.
     """
 
     token_ids: tuple[int, ...]
@@ -127,6 +128,7 @@ class Completion:
     loss_mask: tuple[int, ...]
     finish_reason: FinishReason
     weight_spans: tuple[WeightSpan, ...]
+    num_thinking_tokens: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
 
@@ -200,6 +202,17 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LossSettings:
+    """How an environment's samples are learned from: the temperature they were drawn at, and the loss's four bounds."""
+
+    temperature: float = 1.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    importance_min: float = 0.5
+    importance_max: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One training sequence: the tokens of an episode and, for each of them, what the loss needs.
 
@@ -212,6 +225,7 @@ class Sample:
     behaviour_logprobs: tuple[float, ...]
     advantages: tuple[float, ...]
     oldest_version: int
+    loss: LossSettings = LossSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -220,7 +234,7 @@ class MicroBatch:
 
     Sequence `j` is tokens `cu_seqlens[j]` to `cu_seqlens[j + 1]`; `position_ids` restart at 0 in each. The entries of
     `loss_mask`, `behaviour_logprobs` and `advantages` belong to the token at the same index, and the first token of a
-    sequence always has `loss_mask` 0.
+    sequence always has `loss_mask` 0. All of its samples share their loss settings.
     """
 
     token_ids: torch.Tensor  # int64
@@ -229,6 +243,7 @@ class MicroBatch:
     loss_mask: torch.Tensor  # float32, 0 or 1
     behaviour_logprobs: torch.Tensor  # float32
     advantages: torch.Tensor  # float32
+    loss: LossSettings = LossSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

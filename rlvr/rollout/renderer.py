@@ -12,10 +12,12 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from rlvr.rollout.completion import ThoughtMarks
 from rlvr.types import THINK_END, THINK_START, Message
 
 # An assistant's content that stands in for the one that was sampled; no template rewrites it.
 _SAMPLED = "rlvr-sampled-content"
+_THOUGHT = "rlvr-thought"
 # How a model calls a tool where its template says nothing of tools.
 TOOL_CALL = '<tool_call>{"name": ..., "arguments": {...}}</tool_call>'
 
@@ -38,7 +40,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._think_end = (tokenizer.encode(THINK_END, add_special_tokens=False) or [-1])[0]
+        self._think_start, self._think_end = (self._single_token(mark) for mark in (THINK_START, THINK_END))
         template = getattr(tokenizer, "chat_template", None)
         self._template_knows_tools = re.search(r"\btools\b", str(template or "")) is not None
 
@@ -70,6 +72,21 @@ class Renderer:
         ended = bool(completion_ids) and completion_ids[-1] == self._tokenizer.eos_token_id
         return self._encode(after.removeprefix(self._tokenizer.eos_token) if ended else after)
 
+    def marks(self, closing: str) -> ThoughtMarks | None:
+        """The tokens around a thought, `closing` being the text that is forced after its end.
+
+        `None` where `<think>` and `</think>` are not one token each: no thought can then be closed.
+        """
+        if self._think_start is None or self._think_end is None:
+            return None
+        forced = self._encode(self._end_of_thought() + closing)
+        return ThoughtMarks(start=self._think_start, end=self._think_end, closing=forced)
+
+    def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether a prompt ends inside a thought that its last message has opened."""
+        tail = self._tokenizer.decode(self._last_message(prompt_ids), skip_special_tokens=False)
+        return tail.rfind(THINK_START) > tail.rfind(THINK_END)
+
     def parse(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Message:
         """The assistant's message: what stands before `</think>` is its thought, the rest its content.
 
@@ -85,15 +102,25 @@ class Renderer:
         if THINK_START in text:
             content, _, thinking = text.partition(THINK_START)
             return Message(role="assistant", content=content, thinking=thinking)
-        tail = self._tokenizer.decode(list(prompt_ids), skip_special_tokens=False)
-        if tail.rfind(THINK_START) > tail.rfind(THINK_END):
+        if self.opens_thought(prompt_ids):
             return Message(role="assistant", content="", thinking=text)
         return Message(role="assistant", content=text)
 
-    def num_thinking_tokens(self, completion_ids: Sequence[int]) -> int:
-        """How many tokens of a completion stand before its `</think>`; all of them if it never closes."""
-        ids = list(completion_ids)
-        return ids.index(self._think_end) if self._think_end in ids else len(ids)
+    def _end_of_thought(self) -> str:
+        """As the template writes it between a thought and an answer: `</think>`, and often a blank line."""
+        answer = {"role": "assistant", "content": _SAMPLED, "thinking": _THOUGHT, "reasoning_content": _THOUGHT}
+        text = self._text([{"role": "user", "content": "q"}, answer], add_generation_prompt=False)
+        between, found, _ = text.partition(_THOUGHT)[2].partition(_SAMPLED)
+        return THINK_END + between.partition(THINK_END)[2] if found else THINK_END
+
+    def _last_message(self, prompt_ids: Sequence[int]) -> list[int]:
+        ids = list(prompt_ids)
+        end = self._tokenizer.eos_token_id
+        return ids[len(ids) - ids[::-1].index(end) :] if end in ids else ids
+
+    def _single_token(self, text: str) -> int | None:
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids[0] if len(ids) == 1 else None
 
     def _text(self, messages: list[dict[str, str]], **options: Any) -> str:
         text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, **options)

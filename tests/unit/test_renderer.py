@@ -10,6 +10,7 @@ import pytest
 from rlvr.rollout.renderer import Renderer
 from rlvr.starter.tokenizer import train_tokenizer
 from rlvr.types import Message
+from tests.fakes import CharacterTokenizer
 
 USER = Message(role="user", content="What is 12 + 30?")
 TEXTS = ["What is 12 + 30?", "The answer is 42.", "Call the tool: add 12 and 30.", "system prompt"]
@@ -204,10 +205,51 @@ def test_any_tokens_parse_also_broken_characters(tokenizer: Any, renderer: Rende
         assert renderer.parse(renderer.start((USER,)), (token, token)).role == "assistant"
 
 
+# --- the marks around a thought
+
+
+def test_what_closes_a_thought_is_what_the_template_writes_there() -> None:
+    tokenizer = train_tokenizer(TEXTS)
+    marks = Renderer(tokenizer).marks("")
+    assert marks is not None
+    assert [tokenizer.decode([mark]) for mark in (marks.start, marks.end)] == ["<think>", "</think>"]
+    assert marks.closing == (marks.end,)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{{ m.content }}{% endfor %}"
+    )
+    marks = Renderer(tokenizer).marks("So: ")
+    assert marks is not None
+    assert tokenizer.decode(marks.closing) == "</think>\n\nSo: "
+
+
+def test_a_template_that_writes_no_thoughts_closes_them_with_the_mark_alone() -> None:
+    tokenizer = train_tokenizer(TEXTS)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    marks = Renderer(tokenizer).marks("")
+    assert marks is not None
+    assert marks.closing == (marks.end,)
+
+
+def test_a_policy_without_marks_of_one_token_has_none() -> None:
+    class NoMarks(CharacterTokenizer):
+        marks = ("<|im_end|>",)
+
+    assert Renderer(NoMarks()).marks("") is None
+
+
 @pytest.mark.parametrize(
-    ("completion", "count"), [("</think>42", 0), ("1234</think>42", 4), ("1234", 4), ("12</think>3</think>", 2)]
+    ("prompt", "opened"),
+    [
+        ("<|im_start|>assistant\n<think>", True),
+        ("<|im_start|>assistant\n<think>\nso", True),
+        ("<|im_start|>assistant\n<think></think>", False),
+        ("<|im_start|>assistant\n", False),
+        # A thought of an earlier message that never closed ended with that message.
+        ("<think>hm<|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n", False),
+        ("", False),
+    ],
 )
-def test_thinking_tokens_are_those_before_the_first_end_of_thought(
-    tokenizer: Any, renderer: Renderer, completion: str, count: int
+def test_a_prompt_opens_a_thought_only_in_its_last_message(
+    tokenizer: Any, renderer: Renderer, prompt: str, opened: bool
 ) -> None:
-    assert renderer.num_thinking_tokens(ids(tokenizer, completion)) == count
+    assert renderer.opens_thought(ids(tokenizer, prompt)) is opened
