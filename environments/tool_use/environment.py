@@ -8,17 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
 from environments.tool_use import scenarios
-from environments.tool_use.office import BYE
+from environments.tool_use.office import BYE, call
 from environments.tool_use.session import Session
 from rlvr import interfaces, tools
 from rlvr.errors import ConfigError
 from rlvr.types import Message, Reply, Split, Task
 from verifiers import tool_dispatch, tool_forms
+from verifiers.tool_forms import read
 from verifiers.world import WorldVerifier
 
 # Draws without a new task after which a held-out set of the asked size is given up.
@@ -83,6 +84,15 @@ class ToolUse(interfaces.Environment):
             for example in scenarios.examples(scenario, conversation):
                 if example.answer != BYE or rng.random() < GOODBYE_SHARE:
                     yield example
+
+    def mistakes(self, task: Task) -> Iterator[tuple[Literal["altered"], Sequence[Message]]]:
+        """The gold without its last call, and with each argument of that call changed: for `rlvr env check`."""
+        gold = self.gold(task)
+        place, last = [(index, made) for index, message in enumerate(gold) for made in read(message.content)][-1]
+        yield "altered", [*gold[:place], *gold[place + 1 :]]
+        for key in last.arguments.keys() - {"subject"}:  # free text, which is not judged
+            changed = call(last.name, **(last.arguments | {key: f"{last.arguments[key]}1"}))
+            yield "altered", [*gold[:place], changed, *gold[place + 1 :]]
 
     def _distinct(self, draws: Iterable[scenarios.Draw]) -> Iterator[scenarios.Draw]:
         seen: set[tuple[Message, ...]] = set()
