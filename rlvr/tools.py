@@ -13,8 +13,8 @@
     toolbox.call("search", {"query": "vpn"})                  # '["KB-3 VPN on a new laptop"]': a tool message's text
 
 A call is looked up by name, its arguments are checked and become typed values, and the function is called with them:
-nothing is ever evaluated. What the model did wrong is a `ToolError`, whose text is for the model to read; a tool refuses
-by raising one. Any other exception is a fault of ours and goes through, and makes the episode invalid.
+nothing is ever evaluated. What the model did wrong is a `ToolError`, whose text is for the model to read; a tool
+refuses by raising one. Any other exception is a fault of ours: it goes through, and makes the episode invalid.
 """
 
 from __future__ import annotations

@@ -85,14 +85,19 @@ class ToolUse(interfaces.Environment):
                 if example.answer != BYE or rng.random() < GOODBYE_SHARE:
                     yield example
 
-    def mistakes(self, task: Task) -> Iterator[tuple[Literal["altered"], Sequence[Message]]]:
-        """The gold without its last call, and with each argument of that call changed: for `rlvr env check`."""
+    def mistakes(self, task: Task) -> Iterator[tuple[Literal["altered", "hedge"], Sequence[Message]]]:
+        """For `rlvr env check`, which cannot know what is only talk: the gold with its last call left out, or with an
+        argument of it changed, or with such calls tried around it."""
         gold = self.gold(task)
         place, last = [(index, made) for index, message in enumerate(gold) for made in read(message.content)][-1]
-        yield "altered", [*gold[:place], *gold[place + 1 :]]
-        for key in last.arguments.keys() - {"subject"}:  # free text, which is not judged
-            changed = call(last.name, **(last.arguments | {key: f"{last.arguments[key]}1"}))
-            yield "altered", [*gold[:place], changed, *gold[place + 1 :]]
+        before, after = gold[:place], gold[place + 1 :]
+        keys = sorted(last.arguments.keys() - {"subject"})  # free text, which is not judged
+        wrong = [call(last.name, **(last.arguments | {key: f"{last.arguments[key]}1"})) for key in keys]
+        yield "altered", [*before, *after]
+        for changed in wrong:
+            yield "altered", [*before, changed, *after]
+        hedge = "\n".join(message.content for message in (wrong[0], gold[place], wrong[-1]))
+        yield "hedge", [*before, Message(role="assistant", content=hedge), *after]
 
     def _distinct(self, draws: Iterable[scenarios.Draw]) -> Iterator[scenarios.Draw]:
         seen: set[tuple[Message, ...]] = set()

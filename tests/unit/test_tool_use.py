@@ -91,6 +91,17 @@ def test_a_gold_with_one_step_left_out_or_one_argument_changed_loses_its_point(l
                     assert judge(task, said).outcome == "incorrect", (draw.family, changed)
 
 
+def test_every_mistake_offered_to_the_kit_loses_its_point() -> None:
+    environment = make()
+    for level in FAMILIES:
+        for draw, task in draws(level, 60):
+            kinds = set()
+            for kind, said in environment.mistakes(task):
+                kinds.add(kind)
+                assert judge(task, said).outcome == "incorrect", (draw.family, kind, said)
+            assert kinds == {"altered", "hedge"}
+
+
 def test_extra_reads_and_notes_change_no_verdict() -> None:
     for draw, task in draws(3, 60):
         user = task.reference["caller"]["id"]
