@@ -78,14 +78,13 @@ class Desk:
 
     def verify_identity(self, user: str, pin: str) -> str:
         """Check the PIN that the caller told."""
-        if self._get("users", user)["pin"] != pin:
-            self._wrong_pins += 1
+        right = self._get("users", user)["pin"] == pin
+        self._wrong_pins += not right
         if self._wrong_pins >= MAX_WRONG_PINS:
             raise ToolError("too many wrong PINs; nobody can be verified any more")
-        if self._get("users", user)["pin"] != pin:
-            return "not verified"
-        self._verified.add(user)
-        return "verified"
+        if right:
+            self._verified.add(user)
+        return "verified" if right else "not verified"
 
     def find_tickets(self, user: str) -> list[dict[str, str]]:
         """The tickets of a user."""

@@ -7,6 +7,7 @@ the same verdict.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MethodType
 from typing import Any
 
 from environments.tool_use.caller import Caller
@@ -24,7 +25,7 @@ class Session:
         self.desk = Desk(reference["world"], caller=script["id"])
         self.desk.confirmed.update(script.get("confirms", ()))
         self._caller = Caller(script)
-        self._toolbox = Toolbox(*(getattr(self.desk, name) for name in reference["tools"] if name in TOOLS))
+        self._toolbox = Toolbox(*(MethodType(TOOLS[name], self.desk) for name in reference["tools"]))
 
     def answer(self, message: Message) -> Reply:
         """Tool messages, or the caller's words; the end when the caller hangs up."""

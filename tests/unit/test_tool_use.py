@@ -302,6 +302,12 @@ def test_sessions_share_nothing() -> None:
     assert second.broken_rules() == [BROKEN["identity"]]  # the other session's caller was verified, not this one's
 
 
+@pytest.mark.parametrize("spoil", [{"tools": ["_set"]}, {"world": {"users": {"u1": {}}}}, {"caller": {}}])
+def test_a_spoilt_reference_is_invalid_and_not_the_models_fault(spoil: dict[str, Any]) -> None:
+    spoilt = dataclasses.replace(TASK, reference=TASK.reference | spoil)
+    assert judge(spoilt, GOLD).outcome == "invalid"
+
+
 # ---- the caller
 
 
