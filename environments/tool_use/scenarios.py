@@ -21,7 +21,7 @@ from verifiers.world import changes
 
 FAMILIES = {1: LEVEL_1, 2: LEVEL_2, 3: LEVEL_3}
 HELD_OUT_EVERY = 8
-# Where no config says otherwise; the longest gold takes 14.
+# Where no config says otherwise; the longest gold takes 13.
 MAX_TURNS = 24
 # Free text: what it says is not judged.
 IGNORED = ["notes", "tickets.*.subject"]
