@@ -13,8 +13,8 @@
     toolbox.call("search", {"query": "vpn"})                  # '["KB-3 VPN on a new laptop"]': a tool message's text
 
 A call is looked up by name, its arguments are checked and become typed values, and the function is called with them:
-nothing is ever evaluated. What the model can do wrong comes back as text that begins with "error:"; a tool refuses by
-raising `ToolError`. Any other exception is a fault of ours and goes through, and makes the episode invalid.
+nothing is ever evaluated. What the model did wrong is a `ToolError`, whose text is for the model to read; a tool
+refuses by raising one. Any other exception is a fault of ours: it goes through, and makes the episode invalid.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _VALUES = ("default", "const", "enum", "examples")
 
 
 class ToolError(Exception):
-    """Raised by a tool to refuse: the model reads the text, and may try otherwise."""
+    """A call that was not carried out. The model reads the text, and may try otherwise; a tool raises it to refuse."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,22 +78,21 @@ class Toolbox:
         return tuple(tool.spec for tool in self._tools.values())
 
     def call(self, name: str, arguments: dict[str, Any]) -> str:
-        """The text of the tool's answer: a text as it is, other values as JSON. Raises what the function raises,
-        except `ToolError`."""
+        """The text of the tool's answer: a text as it is, other values as JSON.
+
+        Raises `ToolError` for a name or arguments that do not fit, and what the function raises.
+        """
         tool = self._tools.get(name)
         if tool is None:
-            return f"error: no tool is named {_short(name)!r}; there are {', '.join(self._tools) or 'none'}"
+            raise ToolError(f"no tool is named {_short(name)!r}; there are {', '.join(self._tools) or 'none'}")
         try:
             text = json.dumps(_whole(arguments), allow_nan=False)
             values = tool.arguments.validate_json(text, strict=True)
         except ValidationError as error:
-            return f"error: {name}: {_explain(error)}"
+            raise ToolError(f"{name}: {_explain(error)}") from None
         except (ValueError, RecursionError) as error:
-            return f"error: {name}: the arguments are no JSON: {_short(str(error))}"
-        try:
-            result = self._functions[name](**values)
-        except ToolError as error:
-            return f"error: {error}"
+            raise ToolError(f"{name}: the arguments are no JSON: {_short(str(error))}") from None
+        result = self._functions[name](**values)
         return result if isinstance(result, str) else to_json(result).decode()
 
 

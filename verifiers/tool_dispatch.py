@@ -8,33 +8,38 @@ What an environment with tools writes in its `step`:
 
 from __future__ import annotations
 
-from rlvr.tools import Toolbox
+from rlvr.tools import Toolbox, ToolError
 from rlvr.types import Message
 from verifiers.tool_calls import checked, validators
-from verifiers.tool_forms import FormError, read
+from verifiers.tool_forms import Call, FormError, read
 
 
 def dispatch(content: str, toolbox: Toolbox) -> tuple[Message, ...]:
     """One tool message a call, in the order of the calls; none where `content` holds no call.
 
-    What cannot be read as calls is answered by one message that says why, and none of it is carried out. A single call
-    that its tool does not take is answered by an error, and the others go on. Raises what a tool raises, except
-    `ToolError`.
+    The calls of a message were written before any was answered: after one that fails, the others are not carried out,
+    so nothing is gained by trying everything at once. What cannot be read as calls is answered by one message that says
+    why, and none of it is carried out. Raises what a tool raises, except `ToolError`.
     """
     try:
         calls = read(content)
     except FormError as error:
         return (_answer(f"error: {error}"),)
-    answers = []
+    answers: list[Message] = []
+    failed = False
     for call in calls:
         try:
-            # A text-only form (XML) gets its types from the schema; the toolbox checks JSON by itself.
-            typed = call if call.typed else checked(call, validators(toolbox.specs))
-        except FormError as error:
-            answers.append(_answer(f"error: {error}"))
-        else:
-            answers.append(_answer(toolbox.call(typed.name, typed.arguments)))
+            text = "error: not carried out, because a call before it failed" if failed else _call(call, toolbox)
+        except (FormError, ToolError) as error:
+            failed, text = True, f"error: {error}"
+        answers.append(_answer(text))
     return tuple(answers)
+
+
+def _call(call: Call, toolbox: Toolbox) -> str:
+    if not call.typed:  # a form that holds text only (XML): the tool's schema says what the text means
+        call = checked(call, validators(toolbox.specs))
+    return toolbox.call(call.name, call.arguments)
 
 
 def _answer(text: str) -> Message:

@@ -56,6 +56,10 @@ def call(arguments: dict[str, Any]) -> str:
     return Toolbox(Shop().order).call("order", arguments)
 
 
+def json_call(**arguments: Any) -> str:
+    return f"<tool_call>{json.dumps({'name': 'order', 'arguments': arguments})}</tool_call>"
+
+
 def test_hints_and_docstring_become_the_schema_that_a_model_reads() -> None:
     [spec] = Toolbox(Shop().order).specs
     assert spec["type"] == "function"
@@ -118,19 +122,20 @@ def test_a_text_comes_back_as_it_is_and_other_values_as_json() -> None:
         ({"item": "tea", "self": 1}, "self: Extra inputs are not permitted"),
         ({"item": "tea", "x" * 999: 1}, "Extra inputs"),
         ({"item": "\ud800"}, "JSON"),
-        ({"item": "gold"}, "error: gold is sold out"),
+        ({"item": "gold"}, "gold is sold out"),
     ],
 )
-def test_what_a_model_does_wrong_comes_back_as_a_short_error(arguments: dict[str, Any], text: str) -> None:
-    answer = call(arguments)
-    assert answer.startswith("error: ")
-    assert text in answer
-    assert len(answer) < 700
+def test_what_a_model_does_wrong_is_an_error_that_it_can_read(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(ToolError) as caught:
+        call(arguments)
+    assert text in str(caught.value)
+    assert len(str(caught.value)) < 700
 
 
 def test_an_unknown_tool_is_answered_with_the_names_there_are() -> None:
-    assert Toolbox(Shop().order).call("pay", {}) == "error: no tool is named 'pay'; there are order"
-    assert "'__init__'" in Toolbox(Shop().order).call("__init__", {})
+    for name in ("pay", "__init__", "orders"):
+        with pytest.raises(ToolError, match=f"no tool is named '{name}'; there are order"):
+            Toolbox(Shop().order).call(name, {})
 
 
 def test_an_exception_of_ours_goes_through() -> None:
@@ -238,22 +243,27 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from(["item", "count", "size", "to", "other"]), JSON))
 def test_the_toolbox_takes_exactly_what_the_schema_says(arguments: dict[str, Any]) -> None:
     [spec] = Toolbox(Shop().order).specs
-    fits = Draft202012Validator(spec["function"]["parameters"]).is_valid(arguments)
-    assert fits is not call(arguments).startswith("error: ")
-
-
-def json_call(**arguments: Any) -> str:
-    return f"<tool_call>{json.dumps({'name': 'order', 'arguments': arguments})}</tool_call>"
+    if Draft202012Validator(spec["function"]["parameters"]).is_valid(arguments):
+        call(arguments)
+    else:
+        with pytest.raises(ToolError):
+            call(arguments)
 
 
 def test_calls_of_a_message_are_answered_one_by_one_in_order() -> None:
     shop = Shop()
-    answers = dispatch(
-        f"Well: {json_call(item='tea')} {json_call(item=3)} {json_call(item='egg')}", Toolbox(shop.order)
-    )
-    assert shop.orders == [("tea", 1), ("egg", 1)]
-    assert [answer.role for answer in answers] == ["tool"] * 3
-    assert [answer.content.startswith("error: ") for answer in answers] == [False, True, False]
+    answers = dispatch(f"Well: {json_call(item='tea')} and {json_call(item='egg', count=2)}", Toolbox(shop.order))
+    assert shop.orders == [("tea", 1), ("egg", 2)]
+    assert [answer.role for answer in answers] == ["tool"] * 2
+    assert [json.loads(answer.content)["item"] for answer in answers] == ["tea", "egg"]
+
+
+@pytest.mark.parametrize("wrong", [json_call(item=3), json_call(item="gold"), json_call(), "<tool_call>[]</tool_call>"])
+def test_nothing_is_gained_by_trying_everything_at_once(wrong: str) -> None:
+    shop = Shop()
+    answers = dispatch(json_call(item="tea") + wrong + json_call(item="egg"), Toolbox(shop.order))
+    assert ("egg", 1) not in shop.orders
+    assert answers[-1].content.startswith("error: ")
 
 
 def test_a_message_that_cannot_be_read_is_answered_once_and_carries_nothing_out() -> None:
