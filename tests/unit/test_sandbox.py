@@ -101,7 +101,7 @@ async def test_a_source_runs_as_a_main_program_does(
     first, second = await execute(pool, source), await execute(pool, source)
     assert first.exit_code == code
     assert error in first.stderr
-    assert b"forkserver" not in first.stderr
+    assert b"inside" not in first.stderr
     assert b"<string>" not in first.stderr
     assert out is None or first.stdout == out
     assert first.stdout == second.stdout, "the same program does the same thing twice"
