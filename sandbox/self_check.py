@@ -13,14 +13,15 @@ import os
 import re
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sandbox.attacks import ATTACKS, Attack
 from sandbox.attacks.escapes import HOST_SECRET
 from sandbox.base import Program
 from sandbox.pool import Pool, SandboxUnavailable
-from sandbox.shared import open_sandbox
+from sandbox.shared import Kind, open_sandbox
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,12 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-async def check(kind: str, only: str = "") -> int:
+async def check(kind: Kind, only: str = "") -> int:
     """Run the attacks and print the table."""
-    secrets = [Path(folder) / HOST_SECRET for folder in ("/tmp", "/var/tmp", "/dev/shm", str(Path.home()))]
-    os.environ[HOST_SECRET.replace("-", "_").upper()] = "1"
-    listener = socket.socket(socket.AF_UNIX)
-    pool = open_sandbox(kind, max_boxes=1)  # type: ignore[arg-type]
+    pool = open_sandbox(kind, max_boxes=1)
     print(f"{pool.backend.name} on {os.uname().sysname} {os.uname().release} ({os.uname().machine})\n")
     lacking = {}
     for guarantee in pool.backend.guarantees():
@@ -50,29 +48,42 @@ async def check(kind: str, only: str = "") -> int:
     print()
     broken = 0
     try:
-        with suppress(OSError):
-            listener.bind(f"\0{HOST_SECRET}")
-            listener.listen()
-        for secret in secrets:
-            secret.touch()
-        for attack in ATTACKS:
-            if only not in attack.name:
-                continue
-            problem = await attempt(pool, attack)
-            if not problem:
-                word, why = "held", ""
-            elif pool.backend.name in attack.exceptions or attack.needs in lacking:
-                word, why = "exception", attack.exceptions.get(pool.backend.name, lacking.get(attack.needs, ""))
-            else:
-                word, why, broken = "BROKEN", problem, broken + 1
-            print(f"{word:10}{attack.name}{': ' + why if why else ''}", flush=True)
+        with bait():
+            for attack in ATTACKS:
+                if only not in attack.name:
+                    continue
+                problem = await attempt(pool, attack)
+                if not problem:
+                    word, why = "held", ""
+                elif pool.backend.name in attack.exceptions or attack.needs in lacking:
+                    word, why = "exception", attack.exceptions.get(pool.backend.name, lacking.get(attack.needs, ""))
+                else:
+                    word, why, broken = "BROKEN", problem, broken + 1
+                print(f"{word:10}{attack.name}{': ' + why if why else ''}", flush=True)
     finally:
-        listener.close()
-        for secret in secrets:
-            secret.unlink(missing_ok=True)
         await pool.close()
     print(f"\n{'all attacks are held, but for the exceptions' if not broken else f'{broken} attacks got through'}")
     return 1 if broken else 0
+
+
+@contextmanager
+def bait() -> Iterator[None]:
+    """What the attacks look for on the host: files, a variable, a socket that listens."""
+    variable = HOST_SECRET.replace("-", "_").upper()
+    secrets = [Path(folder) / HOST_SECRET for folder in ("/tmp", "/var/tmp", "/dev/shm", str(Path.home()))]
+    with socket.socket(socket.AF_UNIX) as listener:
+        with suppress(OSError):  # another check is running, and its socket serves
+            listener.bind(f"\0{HOST_SECRET}")
+            listener.listen()
+        os.environ[variable] = "1"
+        for secret in secrets:
+            secret.touch()
+        try:
+            yield
+        finally:
+            os.environ.pop(variable, None)
+            for secret in secrets:
+                secret.unlink(missing_ok=True)
 
 
 async def attempt(pool: Pool, attack: Attack) -> str:
@@ -82,7 +93,7 @@ async def attempt(pool: Pool, attack: Attack) -> str:
         execution = await pool.run(program)
         allowed = attack.statuses if number == 0 else ("finished",)
         said = execution.stderr.decode(errors="replace")
-        if execution.status not in allowed:
+        if execution.status not in allowed or (execution.status == "finished" and execution.detail):
             return f"program {number + 1} ended as {execution.status} {execution.detail} {said[-300:]}".strip()
         if found := re.findall(r"^BROKEN (.*)", said, re.MULTILINE):
             return "; ".join(found[:5])

@@ -155,7 +155,7 @@ os.symlink("/usr", "/tmp/usr")
     attack(
         "memory of an earlier run",
         f"""
-word = "{REMEMBER}"; sys.stdin.read(); held = [word * 1000]; open("f", "w").write(word); print(word)
+word = "{REMEMBER}"; sys.stdin.read(); held = [word * 1000]; open("f", "w").write(word); print(word * 100)
 """,
         """
 import re
