@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sandbox.base import Execution, Language, Limits, Program, Status, Talk
-from sandbox.forkserver import CHUNK, HEADER, ORDER
+from sandbox.inside.server import CHUNK, HEADER, ORDER
 
 START_SECONDS = 30.0
 # What the fork server may need beyond the program's wall limit, on a machine that is busy, before the box is given up.

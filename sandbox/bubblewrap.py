@@ -20,9 +20,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox import cgroups, forkserver
+from sandbox import cgroups, inside
 from sandbox.blocking import in_thread
 from sandbox.box import Box, BoxLost, BoxSpec, Counted, Fallbacks, StreamWire
+from sandbox.inside.server import SCRATCH
 from sandbox.limits import FIRST_UID, SCRATCH_BYTES, UIDS
 from sandbox.pool import Guarantee, SandboxUnavailable
 from sandbox.seccomp import SeccompUnavailable, bpf
@@ -143,11 +144,11 @@ class Bubblewrap:
         for number, name in enumerate(("stdin", "stdout", "stderr")):
             argv += ["--symlink", f"/proc/self/fd/{number}", f"/dev/{name}"]
         argv += ["--symlink", "/proc/self/fd", "/dev/fd", "--remount-ro", "/dev"]
-        argv += ["--size", str(SCRATCH_BYTES), "--tmpfs", forkserver.SCRATCH, "--remount-ro", "/"]
+        argv += ["--size", str(SCRATCH_BYTES), "--tmpfs", SCRATCH, "--remount-ro", "/"]
         # The same program does the same thing twice: its hash seed is fixed.
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
         argv += ["--clearenv", *(part for item in environment.items() for part in ("--setenv", *item))]
-        return [*argv, str(self._python), "-s", "-B", "-c", Path(forkserver.__file__).read_text(encoding="utf-8")]
+        return [*argv, str(self._python), "-s", "-B", "-c", inside.text()]
 
 
 class _Process:

@@ -14,7 +14,6 @@ import os
 import socket
 import ssl
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import docker
@@ -22,10 +21,11 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import LogConfig, Ulimit
 
-from sandbox import forkserver
+from sandbox import inside
 from sandbox.base import Language
 from sandbox.blocking import in_thread
 from sandbox.box import Box, BoxLost, BoxSpec, Counted, Fallbacks, StreamWire
+from sandbox.inside.server import SCRATCH
 from sandbox.limits import FIRST_UID, PERIOD_MICROSECONDS, SCRATCH_BYTES, SERVER_BYTES, UIDS
 from sandbox.owner import is_gone, owner
 from sandbox.pool import Guarantee, SandboxUnavailable
@@ -135,7 +135,7 @@ class Docker:
         executable = "exec" if spec.language == "cpp" else "noexec"  # a compiled program must run somewhere
         container = api.create_container(
             image_name(spec.language),
-            ["python3", "-s", "-B", "-c", Path(forkserver.__file__).read_text(encoding="utf-8")],
+            ["python3", "-s", "-B", "-c", inside.text()],
             user=f"{uid}:{uid}",
             hostname="box",
             stdin_open=True,
@@ -145,7 +145,7 @@ class Docker:
                 ipc_mode="none",
                 read_only=True,
                 tmpfs={
-                    forkserver.SCRATCH: f"size={SCRATCH_BYTES},nr_inodes=65536,mode=1777,nosuid,nodev,{executable}",
+                    SCRATCH: f"size={SCRATCH_BYTES},nr_inodes=65536,mode=1777,nosuid,nodev,{executable}",
                     # The engine mounts it, and anybody may write there.
                     "/dev/mqueue": "ro,size=4096,mode=0555",
                 },

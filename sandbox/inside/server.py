@@ -1,9 +1,9 @@
 """Pid 1 of a box: takes programs from its supervisor, forks a child for each, and leaves nothing of it behind.
 
-The standard library only, and one file: it is handed to the box's Python as text. It runs no program itself and keeps
-no byte of one: the child reads its own program from the channel, and what is relayed passes through two buffers that
-are wiped after each run. As pid 1 it gets no signal from inside; not dumpable, it cannot be traced, nor its files
-opened through /proc. A child has nothing but its three streams.
+The standard library only: its text is handed to the box's Python (`sandbox.inside.text`). It runs no program itself
+and keeps no byte of one: the child reads its own program from the channel, and what is relayed passes through two
+buffers that are wiped after each run. As pid 1 it gets no signal from inside; not dumpable, it cannot be traced, nor
+its files opened through /proc. A child has nothing but its three streams.
 
     supervisor -> server    R order + body    I stdin, answered by A    E end of stdin    K kill
     server -> supervisor    H hello    S started    O stdout    X stderr    A stdin was passed on    D done
@@ -13,33 +13,28 @@ Every frame is HEADER (kind, length) and a payload. The numbers in D are what th
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import gc
 import json
 import mmap
 import os
-import resource
 import select
 import signal
 import struct
-import sys
-import threading
 import time
-import traceback
-import types
 from typing import Any
 
+if __name__ != "__main__":  # in the box, both are one text
+    from sandbox.inside.program import Order, become_program, run_program
+
 HEADER = struct.Struct("!cI")
-# wall and CPU seconds; address space, processes (0: no limit of this kind), file, output, open files; talk; body length
-ORDER = struct.Struct("!ddQQQQQ?Q")
+ORDER = struct.Struct("!ddQQQQQ?Q")  # of `Order`
 CHUNK = 1 << 16
 BODY_SECONDS = 30.0
 CLEAR_SECONDS = 2.0
 MAX_LEFTOVERS = 20_000  # files; wiping more takes longer than a new box
 SCRATCH = "/tmp"
-WORK = "/tmp/work"
 COUNTERS = {
     "oom": ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events", b"oom_kill "),
     "refused": ("/sys/fs/cgroup/pids/pids.events", "/sys/fs/cgroup/pids.events", b"max "),
@@ -110,12 +105,11 @@ class Server:
             kind, _ = self.receive_frame()
             if kind != b"R":  # belongs to a run that ended while it was on its way
                 continue
-            order = ORDER.unpack(self.receive(ORDER.size))
-            run = Run(order)
+            run = Run(Order(*ORDER.unpack(self.receive(ORDER.size))))
             before = self.count()
             run.pid = os.fork()
             if not run.pid:
-                return run.become_program()
+                return become_program(run.order, (run.stdin_read, run.out_write, run.err_write), run.ready_write)
             run.close_childs_ends()
             doubt = ""
             try:
@@ -251,15 +245,13 @@ class Server:
 class Run:
     """One program: its pipes (plain numbers, which no destructor closes in the child), and what is known of it."""
 
-    def __init__(self, order: tuple[Any, ...]) -> None:
-        self.wall, self.cpu_limit, self.memory, self.processes, self.file, output, self.files, self.talk, self.size = (
-            order
-        )
+    def __init__(self, order: Order) -> None:
+        self.order = order
         self.ready, self.ready_write = os.pipe2(os.O_CLOEXEC)
         self.out, self.out_write = os.pipe2(os.O_CLOEXEC)
         self.err, self.err_write = os.pipe2(os.O_CLOEXEC)
-        self.stdin_read, self.stdin = os.pipe2(os.O_CLOEXEC) if self.talk else (-1, -1)
-        self.room = {self.out: output, self.err: output}
+        self.stdin_read, self.stdin = os.pipe2(os.O_CLOEXEC) if order.talk else (-1, -1)
+        self.room = {self.out: order.output_bytes, self.err: order.output_bytes}
         self.cut = {self.out: False, self.err: False}
         self.pending = memoryview(b"")
         self.pid, self.cause, self.detail = 0, "", ""
@@ -277,7 +269,7 @@ class Run:
 
     def begin(self) -> None:
         self.started = time.monotonic()
-        self.deadline = self.started + self.wall
+        self.deadline = self.started + self.order.wall_seconds
 
     def end(self) -> None:
         self.wall_seconds = time.monotonic() - self.started
@@ -319,68 +311,6 @@ class Run:
             "detail": self.detail,
         }
 
-    # ---- in the child
-
-    def become_program(self) -> dict[str, Any]:
-        """Turn this process into the program's: its files, streams and limits, and no way back to the server's."""
-        step = "reading the program"
-        try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.setsid()
-            os.nice(10)  # the server must get its turn, however many processes the program makes
-            body = memoryview(read_all(0, self.size))
-            length = int.from_bytes(body[:4], "big")
-            about: dict[str, Any] = json.loads(bytes(body[4 : 4 + length]))
-            body = body[4 + length :]
-            step = "making its folder"
-            os.mkdir(WORK, 0o700)
-            os.chdir(WORK)
-            step = "writing its files"
-            for name, size in about["files"]:
-                os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
-                with open(name, "wb") as file:
-                    file.write(body[:size])
-                body = body[size:]
-            if not self.talk:
-                step = "writing its stdin"
-                self.stdin_read = os.memfd_create("stdin")
-                with open(self.stdin_read, "wb", closefd=False) as file:
-                    file.write(body)
-                os.lseek(self.stdin_read, 0, os.SEEK_SET)
-            step = "setting its limits"
-            cpu = max(1, int(self.cpu_limit + 0.999))
-            limits = [(resource.RLIMIT_CPU, cpu, cpu + 1), (resource.RLIMIT_CORE, 0, 0)]
-            limits += [(resource.RLIMIT_FSIZE, self.file, self.file), (resource.RLIMIT_NOFILE, self.files, self.files)]
-            limits += [(resource.RLIMIT_AS, self.memory, self.memory)] if self.memory else []
-            limits += [(resource.RLIMIT_NPROC, self.processes, self.processes)] if self.processes else []
-            for kind, soft, hard in limits:
-                most = resource.getrlimit(kind)[1]
-                if most != resource.RLIM_INFINITY:
-                    soft, hard = min(soft, most), min(hard, most)
-                resource.setrlimit(kind, (soft, hard))
-            for theirs, fd in enumerate((self.stdin_read, self.out_write, self.err_write)):
-                os.dup2(fd, theirs)
-            os.write(self.ready_write, b"+")
-        except BaseException as error:
-            why = getattr(error, "strerror", None) or type(error).__name__
-            os.write(self.ready_write, f"{step}: {why}".encode()[:200])
-            os._exit(1)
-        os.closerange(3, 1 << 20)
-        return about
-
-
-def read_all(fd: int, size: int) -> bytearray:
-    content, have = bytearray(size), 0
-    with memoryview(content) as view:
-        while have < size:
-            got = os.readv(fd, [view[have:]])
-            if not got:
-                os._exit(1)
-            have += got
-    return content
-
 
 def wipe(top: int) -> None:
     """Empty the folder `top`, however deep or locked what it holds. Nobody else is there to change it meanwhile.
@@ -410,69 +340,6 @@ def wipe(top: int) -> None:
             os.rmdir(name, dir_fd=top)
             if count > MAX_LEFTOVERS:
                 raise Doubt(f"more than {MAX_LEFTOVERS} files are left")
-
-
-def run_program(about: dict[str, Any]) -> None:
-    """In the child, in place of the server: what `python main.py` would do, or exec."""
-    os.environ.update(HOME=WORK, TMPDIR=WORK, PWD=WORK)
-    if about["argv"]:
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        try:
-            os.execvp(about["argv"][0], about["argv"])
-        except (OSError, ValueError) as error:
-            os.write(2, f"{about['argv'][0]}: {error}\n".encode(errors="replace"))
-            os._exit(127)
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        errors = "backslashreplace" if fd == 2 else "surrogateescape"
-        stream = open(fd, "w" if fd else "r", encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
-        if fd == 2:
-            stream.reconfigure(line_buffering=True)
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
-    if "random" in sys.modules:
-        sys.modules["random"].seed()
-    main = types.ModuleType("__main__")
-    main.__file__ = WORK + "/main.py"
-    main.__dict__["__builtins__"] = __builtins__
-    sys.modules["__main__"] = main
-    sys.argv, sys.path[0], sys.excepthook = ["main.py"], WORK, report
-    code = 0
-    try:
-        with open("main.py", encoding="utf-8", errors="surrogatepass") as file:
-            text = file.read()
-        exec(compile(text, main.__file__, "exec"), main.__dict__)
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if code and not isinstance(end.code, int):
-            print(end.code, file=sys.stderr)
-    except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__)
-        code = 1
-    finally:
-        leave(main, code)
-
-
-def leave(main: types.ModuleType, code: int) -> None:
-    """End as the interpreter does, but let the kernel free the modules: touching them all would cost more than it."""
-    for step in (threading._shutdown, atexit._run_exitfuncs, main.__dict__.clear, gc.collect):  # type: ignore[attr-defined]
-        with contextlib.suppress(Exception):
-            step()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except Exception as error:
-            code = code or 120  # as Python says it
-            with contextlib.suppress(OSError):
-                os.write(2, f"{type(error).__name__}: {error}\n".encode())
-    os._exit(code & 0xFF)
-
-
-def report(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
-    """As Python does it, less the frames of this file."""
-    while trace and trace.tb_frame.f_globals is globals():
-        trace = trace.tb_next
-    traceback.print_exception(kind, error, trace)
 
 
 def start() -> dict[str, Any]:
