@@ -91,7 +91,9 @@ def problems(family: str, options: Options, *, seed: int, split: Split) -> Itera
     for chunk in count():
         chunk_seed = (seed * 1_000_003 + chunk * CHUNK) % 2**31
         for start in range(0, CHUNK, BATCH):
-            for problem in _make(family, options, seed=chunk_seed, start=start, count=BATCH):
+            made = _make(family, options, seed=chunk_seed, start=start, count=BATCH)
+            idle += BATCH - len(made)
+            for problem in made:
                 mark = fingerprint(problem.question)
                 wanted = mark not in seen and split_of(problem.question) == split
                 seen.add(mark)
@@ -106,17 +108,8 @@ def _make(family: str, options: Options, *, seed: int, start: int, count: int) -
     made = _ask({"do": "make", "family": family, "options": options, "seed": seed, "start": start, "count": count})
     if "error" in made:
         raise ConfigError(f"math_solver: families.{family} = {options}: {made['error']}")
-    return [
-        Problem(
-            family=family,
-            options=options,
-            seed=seed,
-            index=start + number,
-            package_version=made["version"],
-            **problem,
-        )
-        for number, problem in enumerate(made["problems"])
-    ]
+    shared = {"family": family, "options": options, "seed": seed, "package_version": made["version"]}
+    return [Problem(**shared, **problem) for problem in made["problems"]]
 
 
 def call_worker(request: dict[str, Any], seconds: float) -> Any:

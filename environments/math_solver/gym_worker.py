@@ -112,7 +112,10 @@ def describe() -> Json:
 
 
 def make(family: str, options: Json, seed: int, start: int, count: int) -> Json:
-    """`count` problems of one seed; the answer is `None` where the family tells none."""
+    """The problems `start` to `start + count` of one seed; the answer is `None` where the family tells none.
+
+    One whose own answer is refused is left out ("Integral(...)", a question given back as the answer to itself).
+    """
     problems = []
     for index in range(start, start + count):
         entry = _entry(family, options, seed, index)
@@ -120,7 +123,8 @@ def make(family: str, options: Json, seed: int, start: int, count: int) -> Json:
             gold: str | None = _EXAMPLES[family](entry["metadata"])
         else:
             gold = None if entry["answer"] is None else str(entry["answer"])
-        problems.append({"question": entry["question"], "answer": gold})
+        if gold is None or _refused(family, gold) is None:
+            problems.append({"index": index, "question": entry["question"], "answer": gold})
     return {"problems": problems, "version": version("reasoning-gym")}
 
 

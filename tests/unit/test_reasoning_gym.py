@@ -24,6 +24,8 @@ pytest.importorskip("reasoning_gym")
 
 # These publish neither an answer nor an example of one; what is wrong must earn -1 all the same.
 NO_GOLD = {"boxnet", "rush_hour"}
+# From contradictory premises anything follows, and from many others a plain conclusion: another task's is often right.
+MANY_RIGHT = {"propositional_logic"}
 HOSTILE = [
     "zzz",
     "[[",
@@ -75,7 +77,8 @@ def test_of_every_family_the_gold_earns_its_point_and_a_wrong_or_hostile_answer_
         wrong |= {f"<answer>{changed(task.reference['answer'])}</answer>"}
         others += [judge(verifier, task, text).outcome for text in wrong]
     # Where several answers are right, one of another task may be so by chance.
-    assert others.count("incorrect") > 0.7 * len(others) or family in NO_GOLD, others
+    share = 0.3 if family in MANY_RIGHT else 0.7
+    assert family in NO_GOLD or others.count("incorrect") > share * len(others), others
     for text in HOSTILE:
         verdict = judge(verifier, tasks[0], f"<answer>{text}</answer>")
         assert verdict.outcome == "incorrect", (text, verdict.reason)
@@ -184,6 +187,7 @@ def test_problems_do_not_depend_on_the_hash_seed_of_the_process() -> None:
         ("binary_matrix", "__import__('os').listdir('/')", "scored 0"),
         ("simple_integration", "open('x')", "not an arithmetic expression"),
         ("simple_integration", "x.diff", "not an arithmetic expression"),
+        ("intermediate_integration", "Integral(x*exp(x), x)", "not arithmetic: 'Integral'"),
         ("simple_integration", "system(1)", "not arithmetic: 'system'"),
         ("countdown", "9**9**9**9", "takes longer than|scored|cannot be read"),
     ],

@@ -189,10 +189,11 @@ async def fault_in_step(subject: Subject) -> Complaints:
     """
     task = subject.tasks[0]
     complaints = []
-    message = _Unreadable()
-    episode = await subject.play(task, say(), drawn=_Rendering(message))
-    if message.was_read and episode.verdict.checks.get("step") is not False and subject.has_own_step:
-        complaints.append(f"an exception was swallowed: {episode.verdict.outcome}, {brief(episode.verdict.reason)}")
+    message, environment = _Unreadable(), subject.single_use()
+    setattr(environment, "verifier", _raise)  # noqa: B010 - so that nothing but `step` reads the message
+    episode = await subject.play(task, say(), environment=environment, drawn=_Rendering(message))
+    if message.was_read and episode.verdict.checks.get("step") is not False:
+        complaints.append("step swallowed an exception that was not the model's doing")
     faulty, sound = subject.single_use(), subject.single_use()
     setattr(faulty, "step", _raise)  # noqa: B010 - mypy takes a method for constant
     episodes = await asyncio.gather(
@@ -226,5 +227,5 @@ class _Rendering(Renderer):
         return message
 
 
-def _raise(_message: Message) -> Any:
+def _raise(*_: Message) -> Any:
     raise RuntimeError("a fault that the kit made")
