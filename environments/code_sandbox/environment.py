@@ -50,7 +50,7 @@ class CodeSandbox(interfaces.Environment):
     Settings = CodeSandboxSettings
     settings: CodeSandboxSettings
     _task: Task
-    _attempts = 0
+    _attempts: int
 
     def setup(self) -> None:
         """A machine without a sandbox stops the run here, and says what to install."""
@@ -69,7 +69,7 @@ class CodeSandbox(interfaces.Environment):
         return CodeVerifier(settings.sandbox, limits)  # one pool of boxes serves all verifiers of a process
 
     def reset(self, task: Task) -> Sequence[Message]:
-        self._task = task
+        self._task, self._attempts = task, 0
         return task.prompt
 
     def step(self, message: Message) -> Reply:

@@ -103,7 +103,11 @@ class Sketch:
     def candidates(self, rng: random.Random, num: int) -> list[Arguments]:
         """Arguments to test with: what the family gives, edges, then chance. All distinct."""
         made = list(self.inputs)
-        made += [tuple(self._edge(kind, index) for _, kind in self.parameters) for index in range(5)]
+        made += [
+            # Parameters take their edges in different order, so that they are told from each other.
+            tuple(self._edge(kind, (edge + 2 * place) % 5) for place, (_, kind) in enumerate(self.parameters))
+            for edge in range(5)
+        ]
         while len(made) < num:
             made.append(tuple(self._draw(kind, rng) for _, kind in self.parameters))
         return list({repr(arguments): arguments for arguments in made}.values())
