@@ -221,6 +221,10 @@ class Atoms(Arithmetic, ABC):
             return EMPTY
         self.deeper()
         bars, self.bars = self.bars, 0
+        if opening == "\\{" and (described := self.described()) is not None:
+            self.bars = bars
+            self.depth -= 1
+            return described
         items = self.items()
         self.bars = bars
         self.depth -= 1
@@ -232,6 +236,19 @@ class Atoms(Arithmetic, ABC):
         if len(items) == 1 and (opening == "(" or (isinstance(items[0], Node) and items[0].op == "matrix")):
             return items[0]
         return Node("seq", ("(" if opening == "<<" else opening, ")" if last == ">>" else last, tuple(items)))
+
+    def described(self) -> Tree | None:
+        """The condition of `x | x > 2 }`; `None` where the set is written otherwise, a ratio of letters say."""
+        start, name = self.position, self.peek()
+        if not (len(name) == 1 and name.isalpha() and self.peek(1) in ("|", ":")):
+            return None
+        self.position += 2
+        condition = self.relation()
+        if isinstance(condition, Node) and condition.op == "rel" and self.peek() == "\\}":
+            self.take()
+            return condition
+        self.position = start
+        return None
 
     def root(self) -> Tree:
         index: Tree = Fraction(2)

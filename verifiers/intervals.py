@@ -2,6 +2,8 @@ r"""Sets of real numbers: `x < 3`, `1 \le x < 3`, `[0, 1) \cup \{5\}`, as interv
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from verifiers.numeric import Meter, Undefined, approximate
 from verifiers.tree import ORDER, REALS, Node, Tree, is_name, symbols
 
@@ -76,7 +78,7 @@ class _RealSet:
             raise NoSet
         if tree.op == "list":
             placed = sorted(every, key=lambda piece: (self.place(piece[0][0]), not piece[0][1]))
-            if any(self.overlap(one, other) is not None for one, other in zip(placed, placed[1:], strict=False)):
+            if any(self.overlap(one, other) is not None for one, other in pairwise(placed)):
                 raise NoSet
         return every
 

@@ -306,6 +306,8 @@ def _evaluate(tree: Tree, point: dict[str, Any], context: Any) -> tuple[Any, Any
         logarithm = context.ln(value)
         if abs(exponent * logarithm) > MAX_EXPONENT:
             raise Undefined
+        if _matters(exponent, exponent_error, context) and context.mag(exponent) < 60 - context.prec:
+            raise Unresolved
         power = args[1]
         if isinstance(power, Fraction) and power.denominator == 1:
             result = value**power.numerator
