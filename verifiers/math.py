@@ -22,12 +22,12 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 
-from rlvr.types import Message, Outcome, Task, Verdict
+from rlvr.types import Message, Outcome, Task, Verdict, judged
 from verifiers import worker
 from verifiers.equality import equal
 from verifiers.latex import parse_tree
@@ -91,19 +91,8 @@ class MathVerifier:
     version = _VERSION
 
     def verify(self, task: Task, transcript: Sequence[Message]) -> Verdict:
-        start = perf_counter()
         checks = {"boxed": False, "parses": False, "equal": False}
-
-        def verdict(outcome: Outcome, reason: str) -> Verdict:
-            return Verdict(
-                outcome=outcome,
-                reward={"correct": 1.0, "incorrect": -1.0, "invalid": None}[outcome],
-                reason=reason,
-                checks=checks,
-                verifier=self.id,
-                version=self.version,
-                seconds=perf_counter() - start,
-            )
+        verdict = partial(judged, self, checks=checks, started=perf_counter())
 
         try:
             reference = str(task.reference["answer"])

@@ -24,19 +24,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from rlvr.types import Message, Outcome, Task, Verdict
+from rlvr.types import Message, Task, Verdict, judged
+from verifiers import worker
 from verifiers.sql_text import extract, is_query
-from verifiers.sql_worker import Pool, Reply
 
 GRACE = 0.5  # seconds that a worker has beyond its own limits to say that they passed
-_SOURCE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("sql*.py"))))
-_pool = Pool()
+_HERE = Path(__file__).parent
+_SOURCE = hashlib.sha256(b"".join(path.read_bytes() for path in [*sorted(_HERE.glob("sql*.py")), _HERE / "worker.py"]))
+_pool = worker.WorkerPool("verifiers.sql_worker")
 
 
 class SqlSettings(BaseModel):
@@ -58,8 +60,10 @@ class SqlSettings(BaseModel):
     instances: int = Field(80, ge=0, le=1000, description="fuzzed instances; half as many for new constants")
     seed: int = 0
     now: str = Field("2025-01-15 12:00:00", description="what 'now' and CURRENT_TIMESTAMP are, in UTC")
-    seconds: float = Field(2.0, gt=0, description="wall time of a query on all instances, and of making those for it")
-    reference_seconds: float = Field(20.0, gt=0, description="wall time of preparing a reference")
+    seconds: float = Field(
+        0.5, gt=0, description="processor time of a query on all instances, or twice what the reference took"
+    )
+    reference_seconds: float = Field(20.0, gt=0, description="processor time of preparing a reference")
     max_steps: PositiveInt = Field(5_000_000, description="VM steps on one instance, or 20 times the reference's")
     max_rows: PositiveInt = Field(50_000, description="of the reference; a query may return no more than that does")
     max_value_bytes: PositiveInt = Field(200_000, description="size of one value")
@@ -85,19 +89,8 @@ class SqlVerifier:
 
     def verify(self, task: Task, transcript: Sequence[Message]) -> Verdict:
         """The last assistant message holds the query: see `sql_text.extract`."""
-        start = perf_counter()
         checks = {"extracted": False}
-
-        def verdict(outcome: Outcome, reason: str) -> Verdict:
-            return Verdict(
-                outcome=outcome,
-                reward={"correct": 1.0, "incorrect": -1.0, "invalid": None}[outcome],
-                reason=reason,
-                checks=checks,
-                verifier=self.id,
-                version=self.version,
-                seconds=perf_counter() - start,
-            )
+        verdict = partial(judged, self, checks=checks, started=perf_counter())
 
         try:
             settings = self._settings(task)
@@ -114,19 +107,20 @@ class SqlVerifier:
         if not is_query(query):
             checks["read_only"] = False
             return verdict("incorrect", "the statement is no SELECT, WITH or VALUES")
-        reply = _ask({**request, "query": query}, settings)
-        if reply.answer is None and reply.stage == "query":
-            canary = _ask({**request, "query": request["reference"] or "SELECT 1"}, settings)
-            if canary.answer is not None and canary.answer["outcome"] != "invalid":
-                checks |= {"read_only": True, "runs": False}
-                limit = f"ran for more than {settings.seconds:g} seconds" if reply.timed_out else "brought SQLite down"
-                return verdict("incorrect", f"the query {limit}")
-            return verdict("invalid", "the SQL worker fails on the reference too: out of time or memory here")
-        if reply.answer is None:
-            why = f"took more than {settings.reference_seconds:g} seconds" if reply.timed_out else "ended its worker"
-            return verdict("invalid", f"the reference of task {task.id} {why}")
-        checks |= reply.answer["checks"]
-        outcome, reason = reply.answer["outcome"], reply.answer["reason"]
+        limit = settings.reference_seconds + GRACE
+        try:
+            answer = _pool.call({**request, "query": query}, limit)
+        except worker.WorkerError as error:
+            late = isinstance(error, worker.WorkerTimeoutError)
+            if error.stage == 0:
+                why = f"took more than {settings.reference_seconds:g} seconds" if late else f"ended its worker: {error}"
+                return verdict("invalid", f"the reference of task {task.id} {why}")
+            if not _canary_is_well({**request, "query": request["reference"] or "SELECT 1"}, limit):
+                return verdict("invalid", "the SQL worker fails on the reference too: out of time or memory here")
+            checks |= {"read_only": True, "runs": False}
+            return verdict("incorrect", f"the query {'ran for too long' if late else 'brought SQLite down'}")
+        checks |= answer["checks"]
+        outcome, reason = answer["outcome"], answer["reason"]
         if outcome == "invalid":
             reason = f"the reference of task {task.id}: {reason}"
         elif settings.mode == "equivalent":
@@ -149,15 +143,12 @@ def _request(task: Task, settings: SqlSettings) -> dict[str, Any]:
     return {"schema": schema, "reference": query, "settings": settings.plain()}
 
 
-def _ask(request: dict[str, Any], settings: SqlSettings) -> Reply:
-    """Asks a worker, and ends it where it does not answer."""
-    with _pool.worker() as worker:
-        # Twice: the instances around the query's own constants are made after the stage line, in as much time.
-        reply = worker.ask(request, settings.reference_seconds + GRACE, 2 * settings.seconds + GRACE)
-        if reply.answer is None:
-            worker.process.kill()
-            worker.process.wait()
-        return reply
+def _canary_is_well(request: dict[str, Any], limit: float) -> bool:
+    """Whether a new worker can judge the reference itself: then it was the query that the other one failed on."""
+    try:
+        return bool(_pool.call(request, limit)["outcome"] != "invalid")
+    except worker.WorkerError:
+        return False
 
 
 def _told(error: Exception) -> str:

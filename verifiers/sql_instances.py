@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from time import monotonic
+from time import process_time
 
 from verifiers.sql_run import Database, Value
 from verifiers.sql_text import tokens
@@ -86,14 +86,14 @@ class Schema:
     def instances(
         self, queries: list[str], num: int, seed: str, deadline: float
     ) -> Iterator[tuple[Database, Database]]:
-        """`num` databases, the same ones for the same arguments; fewer when `deadline` (monotonic) passes.
+        """`num` databases, the same ones for the same arguments; fewer when `deadline` (of `process_time`) passes.
 
         Each with a twin: the same rows, stored the other way round.
         """
         hints = Hints([*queries, *self.sql], self.columns, self.now)
         pools = self._pools(hints)
         for number, profile in enumerate(_profiles(num, sorted(set(hints.counts)), random.Random(seed))):
-            if monotonic() > deadline:
+            if process_time() > deadline:
                 return
             database = Database(self.now, self.empty)
             database.connection.execute("BEGIN")

@@ -11,7 +11,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
+from time import process_time
 from typing import Any
 
 from verifiers.sql_compare import Expectation, Rules, difference
@@ -22,6 +22,8 @@ from verifiers.sql_values import constants
 
 KEPT = 8  # prepared references; a group's queries come close together
 SLACK = 20  # times the reference's steps that a query may take, where that is more than `max_steps`
+FAIR = 2  # times the reference's processor time that a query may take, where that is more than `seconds`
+GRACE = 0.2  # seconds of a query beyond its limit, to say that it passed
 
 
 class ReferenceFault(Exception):
@@ -46,7 +48,8 @@ class Reference:
         self.rules = Rules(**settings["rules"])
         self.seed = hashlib.sha256(f"{schema}\0{query}\0{settings['seed']}".encode()).hexdigest()
         self.constants = constants(query)
-        self.deadline = monotonic() + settings["reference_seconds"]
+        self.seconds = self._running = 0.0  # what its own runs took while it was prepared; what they have taken so far
+        self.deadline = process_time() + settings["reference_seconds"]
         self.max_steps = SLACK * settings["max_steps"]
         given = Database(settings["now"])
         try:
@@ -69,13 +72,14 @@ class Reference:
         self.instances = [first]
         if settings["mode"] == "equivalent" and self.schema is not None:
             self.instances += self._fuzzed([query], settings["instances"], "fuzzed instance")
+        self.seconds = self._running
 
-    def extra(self, query: str) -> list[Instance]:
-        """Instances around the constants that `query` has and the reference has not."""
+    def extra(self, query: str, seconds: float) -> list[Instance]:
+        """Instances around the constants that `query` has and the reference has not, made in `seconds` at most."""
         if self.schema is None or not constants(query) - self.constants:
             return []
         # Not the reference's own limits: constants can be chosen to make it slow.
-        self.deadline = monotonic() + self.settings["seconds"]
+        self.deadline = process_time() + seconds
         self.max_steps = self.settings["max_steps"]
         return self._fuzzed([self.query, query], max(self.settings["instances"] // 2, 1), "instance of its constants")
 
@@ -105,14 +109,17 @@ class Reference:
         return Instance(name, database, self._expectation(database, result), result.steps)
 
     def _run(self, database: Database, query: str) -> Result:
-        limits = self.settings
-        return database.run(
-            query,
-            max_rows=limits["max_rows"],
-            max_bytes=limits["max_result_bytes"],
-            max_steps=self.max_steps,
-            deadline=self.deadline,
-        )
+        limits, start = self.settings, process_time()
+        try:
+            return database.run(
+                query,
+                max_rows=limits["max_rows"],
+                max_bytes=limits["max_result_bytes"],
+                max_steps=self.max_steps,
+                deadline=self.deadline,
+            )
+        finally:
+            self._running += process_time() - start
 
     def _expectation(self, database: Database, result: Result) -> Expectation:
         """What the reference allows: ties in any order, and any of them where a LIMIT cuts through."""
@@ -162,16 +169,17 @@ class Judge:
     def __init__(self) -> None:
         self._kept: OrderedDict[str, Reference] = OrderedDict()
 
-    def judge(self, request: dict[str, Any], ready: Callable[[], None]) -> dict[str, Any]:
-        """`ready` is called between the reference's work and the first look at the query."""
+    def judge(self, request: dict[str, Any], go_on: Callable[[float], None]) -> dict[str, Any]:
+        """`go_on` is called with the query's time limit, between the reference's work and the first look at it."""
         try:
             reference = self._reference(request)
         except ReferenceFault as fault:
             return {"outcome": "invalid", "reason": str(fault), "checks": {}}
         except Exception as error:  # ours; over the query it would end this process, and the parent look into it
             return {"outcome": "invalid", "reason": f"it cannot be prepared: {error!r}", "checks": {}}
-        ready()
-        return _judge(reference, request["query"], request["settings"])
+        seconds = max(request["settings"]["seconds"], FAIR * reference.seconds)
+        go_on(2 * seconds + GRACE)  # twice: the instances around the query's own constants are made within it
+        return _judge(reference, request["query"], request["settings"], seconds)
 
     def _reference(self, request: dict[str, Any]) -> Reference:
         key = json.dumps([request["schema"], request["reference"], request["settings"]], sort_keys=True)
@@ -185,9 +193,9 @@ class Judge:
         return reference
 
 
-def _judge(reference: Reference, query: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _judge(reference: Reference, query: str, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
     checks = {"read_only": True, "runs": False}
-    deadline = monotonic() + settings["seconds"]
+    deadline = process_time() + seconds
     equivalent = settings["mode"] == "equivalent"
 
     def answer(outcome: str, reason: str) -> dict[str, Any]:
@@ -230,8 +238,8 @@ def _judge(reference: Reference, query: str, settings: dict[str, Any]) -> dict[s
             return answer("incorrect", wrong)
     num = len(reference.instances)
     if equivalent:
-        extra = reference.extra(query)
-        deadline = monotonic() + settings["seconds"] / 2
+        extra = reference.extra(query, seconds / 2)
+        deadline = process_time() + seconds / 2
         try:
             for instance in extra:
                 wrong = compare(instance)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from time import monotonic
+from time import process_time
 from typing import Any
 
 Value = None | int | float | str | bytes
@@ -67,7 +67,7 @@ class Database:
             return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
 
         self.connection.set_authorizer(authorize)
-        self.connection.set_progress_handler(lambda: monotonic() > deadline, 10_000)
+        self.connection.set_progress_handler(lambda: process_time() > deadline, 10_000)
         try:
             self.connection.executescript(script)
         finally:
@@ -97,7 +97,7 @@ class Database:
         def tick() -> bool:
             nonlocal steps, over
             steps += STRIDE
-            over = "steps" if steps > max_steps else "time" if monotonic() > deadline else ""
+            over = "steps" if steps > max_steps else "time" if process_time() > deadline else ""
             return bool(over)
 
         self._denied = ""
