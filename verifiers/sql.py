@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
@@ -39,6 +39,14 @@ GRACE = 0.5  # seconds that a worker has beyond its own limits to say that they 
 _HERE = Path(__file__).parent
 _SOURCE = hashlib.sha256(b"".join(path.read_bytes() for path in [*sorted(_HERE.glob("sql*.py")), _HERE / "worker.py"]))
 _pool = worker.WorkerPool("verifiers.sql_worker")
+
+
+class Reply(NamedTuple):
+    """`answer` is None where the worker died or was killed; `stage` tells whose work it was at."""
+
+    answer: dict[str, Any] | None
+    stage: Literal["reference", "query"]
+    timed_out: bool
 
 
 class SqlSettings(BaseModel):
@@ -107,20 +115,20 @@ class SqlVerifier:
         if not is_query(query):
             checks["read_only"] = False
             return verdict("incorrect", "the statement is no SELECT, WITH or VALUES")
-        limit = settings.reference_seconds + GRACE
-        try:
-            answer = _pool.call({**request, "query": query}, limit)
-        except worker.WorkerError as error:
-            late = isinstance(error, worker.WorkerTimeoutError)
-            if error.stage == 0:
-                why = f"took more than {settings.reference_seconds:g} seconds" if late else f"ended its worker: {error}"
-                return verdict("invalid", f"the reference of task {task.id} {why}")
-            if not _canary_is_well({**request, "query": request["reference"] or "SELECT 1"}, limit):
-                return verdict("invalid", "the SQL worker fails on the reference too: out of time or memory here")
-            checks |= {"read_only": True, "runs": False}
-            return verdict("incorrect", f"the query {'ran for too long' if late else 'brought SQLite down'}")
-        checks |= answer["checks"]
-        outcome, reason = answer["outcome"], answer["reason"]
+        reply = self._ask({**request, "query": query}, settings)
+        if reply.answer is None and reply.stage == "query":
+            canary = self._ask({**request, "query": request["reference"] or "SELECT 1"}, settings)
+            if canary.answer is not None and canary.answer["outcome"] != "invalid":
+                checks |= {"read_only": True, "runs": False}
+                return verdict(
+                    "incorrect", f"the query {'runs for too long' if reply.timed_out else 'brings SQLite down'}"
+                )
+            return verdict("invalid", "the SQL worker fails on the reference too: out of time or memory here")
+        if reply.answer is None:
+            why = f"took more than {settings.reference_seconds:g} seconds" if reply.timed_out else "ended its worker"
+            return verdict("invalid", f"the reference of task {task.id} {why}")
+        checks |= reply.answer["checks"]
+        outcome, reason = reply.answer["outcome"], reply.answer["reason"]
         if outcome == "invalid":
             reason = f"the reference of task {task.id}: {reason}"
         elif settings.mode == "equivalent":
@@ -128,6 +136,14 @@ class SqlVerifier:
         else:
             checks["rows"] = outcome == "correct"
         return verdict(outcome, reason)
+
+    def _ask(self, request: dict[str, Any], settings: SqlSettings) -> Reply:
+        """Asks a worker, which is ended where it does not answer."""
+        try:
+            return Reply(_pool.call(request, settings.reference_seconds + GRACE), "query", timed_out=False)
+        except worker.WorkerError as error:
+            late = isinstance(error, worker.WorkerTimeoutError)
+            return Reply(None, "query" if error.stage else "reference", timed_out=late)
 
     def _settings(self, task: Task) -> SqlSettings:
         own = task.reference.get("settings")
@@ -141,14 +157,6 @@ def _request(task: Task, settings: SqlSettings) -> dict[str, Any]:
         if not isinstance(value, str):
             raise TypeError(f"{name!r} is {type(value).__name__}, not text")
     return {"schema": schema, "reference": query, "settings": settings.plain()}
-
-
-def _canary_is_well(request: dict[str, Any], limit: float) -> bool:
-    """Whether a new worker can judge the reference itself: then it was the query that the other one failed on."""
-    try:
-        return bool(_pool.call(request, limit)["outcome"] != "invalid")
-    except worker.WorkerError:
-        return False
 
 
 def _told(error: Exception) -> str:

@@ -133,7 +133,7 @@ def test_a_reference_that_cannot_be_read_is_invalid_and_named(reference: str) ->
 
 
 def test_pairing_of_braces_is_linear() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert last_boxed("\\boxed{" * 20_000) is None
     assert last_boxed("\\boxed{1}" * 10_000) == "1"
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
