@@ -17,6 +17,7 @@ Nothing before `TrainBatch` needs torch, and every value up to `Episode` is plai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -58,6 +59,11 @@ class Message:
     role: Role
     content: str
     thinking: str = ""
+
+
+def last_answer(transcript: Sequence[Message]) -> str:
+    """What the assistant wrote last, its thought apart; empty where it wrote nothing."""
+    return next((message.content for message in reversed(transcript) if message.role == "assistant"), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,13 +27,13 @@ from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 
-from rlvr.types import Message, Outcome, Task, Verdict, judged
+from rlvr.types import Message, Outcome, Task, Verdict, judged, last_answer
 from verifiers import worker
 from verifiers.equality import equal
 from verifiers.latex import parse_tree
 from verifiers.numeric import Meter, TooCostly
 from verifiers.tokens import ParseError
-from verifiers.tree import Decimal, Node, Tree
+from verifiers.tree import Decimal, Node, Tree, show
 
 MAX_CONTENT = 100_000  # characters of an answer that are looked at, from its end
 MAX_STATED = 300  # characters of an answer outside a box
@@ -99,8 +99,7 @@ class MathVerifier:
             expected = _readings_of_reference(reference)
         except (KeyError, ParseError) as error:
             return verdict("invalid", f"the reference of task {task.id} is no expression: {error!r}")
-        content = next((message.content for message in reversed(transcript) if message.role == "assistant"), "")
-        found = extract(content)
+        found = extract(last_answer(transcript))
         if found is None:
             return verdict("incorrect", "no complete \\boxed{...} and no plain answer")
         checks["boxed"] = found.box
@@ -129,6 +128,20 @@ class MathVerifier:
             return verdict(outcome, f"{where}; comparing it failed: {type(error).__name__}")
         checks["equal"] = True
         return verdict("correct", where)
+
+    def explain(self, task: Task, transcript: Sequence[Message]) -> list[str]:
+        """What is taken for the answer, and how it and the reference are read: lines for a person."""
+        found = extract(last_answer(transcript))
+        if found is None:
+            return ["extracted: nothing"]
+        lines = [f"extracted {'from a box' if found.box else 'outside a box'}: {text[:300]}" for text in found.texts]
+        texts = [("the reference", _answer_of(str(task.reference.get("answer"))))]
+        for name, text in texts + [("the answer", text) for text in found.texts]:
+            try:
+                lines += [f"{name} is read as: {show(tree)[:300]}" for _, _, tree in readings(text)]
+            except ParseError as error:
+                lines.append(f"{name} is not read: {error}")
+        return lines
 
 
 def parse(text: str) -> Tree:
@@ -207,10 +220,14 @@ def readings(text: str) -> tuple[Reading, ...]:
     return result
 
 
+def _answer_of(reference: str) -> str:
+    """A reference may be a whole solution, with its answer in a box."""
+    return (last_boxed(reference) if "box" in reference else None) or reference
+
+
 @lru_cache(maxsize=256)  # a group's episodes share a reference
 def _readings_of_reference(text: str) -> tuple[Reading, ...]:
-    """A reference may be a whole solution, with its answer in a box."""
-    return readings((last_boxed(text) if "box" in text else None) or text)
+    return readings(_answer_of(text))
 
 
 def _any_equal(expected: tuple[Reading, ...], given: tuple[Reading, ...]) -> bool:

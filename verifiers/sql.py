@@ -31,9 +31,9 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from rlvr.types import Message, Task, Verdict, judged
+from rlvr.types import Message, Task, Verdict, judged, last_answer
 from verifiers import worker
-from verifiers.sql_text import extract, is_query
+from verifiers.sql_text import Top, extract, is_query
 
 GRACE = 0.5  # seconds that a worker has beyond its own limits to say that they passed
 _HERE = Path(__file__).parent
@@ -105,8 +105,7 @@ class SqlVerifier:
             request = _request(task, settings)
         except (KeyError, TypeError, ValueError) as error:
             return verdict("invalid", f"the reference of task {task.id}: {_told(error)}")
-        content = next((message.content for message in reversed(transcript) if message.role == "assistant"), "")
-        query = extract(content)
+        query = extract(last_answer(transcript))
         if query is None:
             return verdict("incorrect", "no query in the answer: a fenced sql block, or the query alone")
         checks["extracted"] = True
@@ -136,6 +135,23 @@ class SqlVerifier:
         else:
             checks["rows"] = outcome == "correct"
         return verdict(outcome, reason)
+
+    def explain(self, task: Task, transcript: Sequence[Message]) -> list[str]:
+        """The query that is run, and what it is held to: lines for a person."""
+        query = extract(last_answer(transcript))
+        lines = ["extracted query:", *(f"    {line}" for line in (query or "none").splitlines()[:60])]
+        try:
+            settings = self._settings(task)
+            top = Top(_request(task, settings)["reference"])
+        except (KeyError, TypeError, ValueError) as error:
+            return [*lines, f"reference: {_told(error)}"]
+        ordered = top.ordered if settings.order == "reference" else settings.order == "always"
+        num = settings.instances if settings.mode == "equivalent" else 0
+        return [
+            *lines,
+            f"mode: {settings.mode}, on the given instance and {num} fuzzed ones",
+            f"the order of rows {'counts' if ordered else 'does not count'}; columns by {settings.columns}",
+        ]
 
     def _ask(self, request: dict[str, Any], settings: SqlSettings) -> Reply:
         """Asks a worker, which is ended where it does not answer."""

@@ -87,13 +87,11 @@ class ToolCallVerifier:
             return verdict("invalid", f"the reference of task {task.id}: {fault}")
         except worker.WorkerLostError as error:
             return verdict("invalid", f"no worker process to check arguments in: {error}")
-        own = [message for message in transcript[len(task.prompt) :] if message.role == "assistant"]
+        own = self._answers(task, transcript)
         if not own:
             return verdict("incorrect", "no answer")
         try:
-            calls = [
-                call for message in own[-1 if self.settings.turns == "last" else 0 :] for call in read(message.content)
-            ]
+            calls = [call for content in own for call in read(content)]
             checks["reads"] = True
             if sum(_size(call.arguments) for call in calls) > MAX_VALUES:
                 raise FormError(f"more than {MAX_VALUES} values in the arguments")
@@ -118,6 +116,23 @@ class ToolCallVerifier:
             return verdict("invalid", f"the world of task {task.id} failed: {error!r}")
         checks["state"] = wrong is None
         return verdict("correct", "an accepted end state") if wrong is None else verdict("incorrect", wrong)
+
+    def explain(self, task: Task, transcript: Sequence[Message]) -> list[str]:
+        """The calls that are read, and what they are held to: lines for a person."""
+        lines = []
+        for content in self._answers(task, transcript):
+            try:
+                lines += [f"read: {_brief(call)}{'' if call.typed else ' as text'}" for call in read(content)]
+            except FormError as error:
+                lines.append(f"not read: {error}")
+        order = task.reference.get("order", self.settings.order)
+        wanted = "an end state" if "states" in task.reference else f"the reference's calls in {order} order"
+        return [*(lines or ["read: no call"]), f"judged by: {wanted}"]
+
+    def _answers(self, task: Task, transcript: Sequence[Message]) -> list[str]:
+        """What the assistant wrote after the prompt, as far as the settings let it count."""
+        own = [message.content for message in transcript[len(task.prompt) :] if message.role == "assistant"]
+        return own[-1:] if self.settings.turns == "last" else own
 
 
 def difference(

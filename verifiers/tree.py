@@ -98,3 +98,16 @@ def infinity(tree: Tree) -> int:
         factor = tree.args[0]
         return (factor > 0) - (factor < 0) if isinstance(factor, Fraction) else 0
     return 0
+
+
+def show(tree: Any) -> str:
+    """A tree for a person to read: `list(1/2, rel(=, x, 3))`."""
+    if isinstance(tree, Node):
+        if tree.op in ("sym", "const", "text"):
+            return str(tree.args[0])
+        if tree.op == "opaque":
+            return f"as written: {' '.join(tree.args)}".replace("~~", "\\")
+        return f"{tree.op}({', '.join(map(show, tree.args))})"
+    if isinstance(tree, Decimal):
+        return f"{'-' if tree < 0 else ''}{tree.text}"
+    return " ".join(map(show, tree)) if isinstance(tree, tuple) else str(tree)

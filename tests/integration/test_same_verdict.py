@@ -15,7 +15,14 @@ from tests.tiny import write_checkpoint
 
 pytestmark = pytest.mark.slow
 # A setting that is not the default, and that the offline side has to find.
-MATH = '[[environments]]\nname = "math_solver"\ncompletion_tokens = 24\n[environments.settings]\nlevels = [1, 2]\n[rollout]'
+MATH = """
+[[environments]]
+name = "math_solver"
+completion_tokens = 24
+[environments.settings]
+levels = [1, 2]
+[rollout]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     coin = Path(__file__).parents[1] / "coin.py"
     config = folder / "config.toml"
     text = CONFIG.format(policy=write_checkpoint(folder / "policy"), coin=coin)
-    config.write_text(text.replace("[rollout]", MATH))
+    config.write_text(text.replace("[rollout]\n", MATH))
     run = Run(config, folder, "run.num_steps=3", "eval.every=2")
     assert run.wait() == 0, run.output()
     return run
