@@ -263,13 +263,12 @@ class _Comparison:
                 return found
         if kinds.count("set") < 2 and "union" in kinds:
             return False
-        if kinds == ["list", "list"] and bool(assigned[0]) != bool(assigned[1]):
+        if "set" not in kinds and bool(assigned[0]) != bool(assigned[1]):
             named = assigned[0] or assigned[1]
-            if (
-                len({name.args[0][0] for name, _ in named if name.op == "sym"}) > 1
-            ):  # x and y; x_1 and x_2 have no order
+            # The values of x and y have an order, and those of x_1 and x_2 have none.
+            if len({name.args[0][0] for name, _ in named if name.op in ("sym", "call")}) > 1:
                 values = [[value for _, value in side] or listed for side, listed in zip(assigned, items, strict=True)]
-                return self.in_order(values[0], values[1])
+                return "pm" not in kinds and self.in_order(values[0], values[1])
         if "set" in kinds:
             items = [self.distinct(side) for side in items]
         if len(items[0]) == len(items[1]) == 1 and items[0][0] == first and items[1][0] == second:
