@@ -59,6 +59,9 @@ def bombs() -> Iterator[str]:
     for piece in PIECES:
         for times in (40, 600, 20_000):
             yield piece * times
+    yield "x!+10^{2000}"
+    yield "x!+\\tanh 300"
+    yield "(x!+y!)!\\cdot 10^{2000}+\\cos(10^{-300})"
     yield "(x+1)" * 300
     yield "(x+y+z)^{9999}(a+b)^{9999}"
     yield "+".join(f"\\sqrt{{x+{n}}}" for n in range(100))
