@@ -27,7 +27,7 @@ _LOCAL = threading.local()  # mpmath's precision belongs to a context: one a thr
 BASE_BITS = 200
 FINE_BITS = 4000  # where those are not enough to see every part of a formula
 MAX_BITS = 8000  # of the numbers in two formulas that are no rational functions; beyond, only the same text is equal
-MAX_GAMMA_BITS = 1000  # of precision: the coefficients of the gamma function take a tenth of a second at 1000, 4 at 4000
+MAX_GAMMA_BITS = 1000  # of precision: the coefficients of the gamma function take 0.1 s at 1000, 4 s at 4000
 MAX_EXPONENT = 1e5  # of e, in any value on the way
 BUDGET = 40_000  # evaluations of a node at 256 bits that one verdict may cost in this process
 

@@ -136,6 +136,7 @@ def test_what_is_too_costly_goes_to_a_worker_and_is_killed_in_time(monkeypatch: 
     slow = "+".join(f"\\sin({n}x^{n}+\\sqrt{{x+{n}}})" for n in range(40))
     monkeypatch.setattr(math_verifier, "WORKER_SECONDS", 0.0)
     monkeypatch.setattr("verifiers.numeric.Meter.__init__.__defaults__", (1,))
+    math_verifier._POOL.close()  # of workers that other tests have left
     before = _children()
     verdict = judge(slow, f"\\boxed{{{slow} + 0x}}")
     assert verdict.outcome == "incorrect"
