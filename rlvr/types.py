@@ -17,8 +17,10 @@ Nothing before `TrainBatch` needs torch, and every value up to `Episode` is plai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from pydantic import TypeAdapter
 
@@ -71,6 +73,11 @@ class Message:
     role: Role
     content: str
     thinking: str = ""
+
+
+def last_answer(transcript: Sequence[Message]) -> str:
+    """What the assistant wrote last, its thought apart; empty where it wrote nothing."""
+    return next((message.content for message in reversed(transcript) if message.role == "assistant"), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +165,9 @@ class Turn:
     reply: Reply
 
 
+REWARDS: dict[Outcome, float | None] = {"correct": 1.0, "incorrect": -1.0, "invalid": None}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """`reward` is +1.0 for correct, -1.0 for incorrect, `None` for invalid (could not be judged; never trained on)."""
@@ -171,9 +181,29 @@ class Verdict:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        expected = {"correct": 1.0, "incorrect": -1.0, "invalid": None}[self.outcome]
+        expected = REWARDS[self.outcome]
         if self.reward != expected:
             raise ValueError(f"outcome {self.outcome!r} carries reward {expected}, not {self.reward}")
+
+
+class Judge(Protocol):
+    """Who gives a verdict; the whole of it is `rlvr.interfaces.Verifier`."""
+
+    id: str
+    version: str
+
+
+def judged(judge: Judge, outcome: Outcome, reason: str, *, checks: dict[str, bool], started: float) -> Verdict:
+    """The verdict of `judge`, with the reward of its outcome; `started` is when it began, by `time.perf_counter`."""
+    return Verdict(
+        outcome=outcome,
+        reward=REWARDS[outcome],
+        reason=reason,
+        checks=checks,
+        verifier=judge.id,
+        version=judge.version,
+        seconds=perf_counter() - started,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

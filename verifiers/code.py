@@ -21,11 +21,12 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from rlvr.types import Message, Outcome, Task, Verdict
+from rlvr.types import Message, Task, Verdict, judged
 from sandbox.base import Limits, Program, Sandbox
 from sandbox.blocking import run_blocking
 from sandbox.pool import TRIES
@@ -64,19 +65,8 @@ class CodeVerifier:
 
     def verify(self, task: Task, transcript: Sequence[Message]) -> Verdict:
         """See `rlvr.interfaces.Verifier`. Blocks until the boxes are gone; any thread will do."""
-        start = perf_counter()
         checks = {"code": False, "loads": False, "tests": False}
-
-        def verdict(outcome: Outcome, reason: str) -> Verdict:
-            return Verdict(
-                outcome=outcome,
-                reward={"correct": 1.0, "incorrect": -1.0, "invalid": None}[outcome],
-                reason=reason,
-                checks=checks,
-                verifier=self.id,
-                version=self.version,
-                seconds=perf_counter() - start,
-            )
+        verdict = partial(judged, self, checks=checks, started=perf_counter())
 
         try:
             reference, limits, total_seconds = self._read(task.reference)

@@ -11,9 +11,9 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from time import monotonic
 from typing import Any, Protocol
 
+from verifiers import sql_run
 from verifiers.sql_compare import Expectation, Rules, difference
 from verifiers.sql_instances import Schema
 from verifiers.sql_run import Database, QueryError, Result, Row
@@ -22,6 +22,8 @@ from verifiers.sql_values import constants
 
 KEPT = 8  # prepared references; a group's queries come close together
 SLACK = 20  # times the reference's steps that a query may take, where that is more than `max_steps`
+FAIR = 2  # times the reference's processor time that a query may take, where that is more than `seconds`
+GRACE = 0.2  # seconds of a query beyond its limit, to say that it passed
 
 
 class ReferenceFault(Exception):
@@ -64,7 +66,8 @@ class Reference:
         self.rules = Rules(**settings["rules"])
         self.seed = hashlib.sha256(f"{schema}\0{query}\0{settings['seed']}".encode()).hexdigest()
         self.constants = constants(query)
-        self.deadline = monotonic() + settings["reference_seconds"]
+        self.seconds = self._running = 0.0  # what its own runs took while it was prepared; what they have taken so far
+        self.deadline = sql_run.clock() + settings["reference_seconds"]
         self.max_steps = SLACK * settings["max_steps"]
         try:
             given, self.schema = self.open(schema)
@@ -85,6 +88,7 @@ class Reference:
         self.instances = [first]
         if settings["mode"] == "equivalent" and self.schema is not None:
             self.instances += self._fuzzed([query], settings["instances"], "fuzzed instance")
+        self.seconds = self._running
 
     def open(self, schema: str) -> tuple[Queryable, Fuzzer | None]:
         """The given instance, and what makes others like it, unless the settings want none."""
@@ -92,12 +96,17 @@ class Reference:
         given.load(schema, self.deadline)
         return given, Schema(given, self.settings["now"]) if self.settings["instances"] else None
 
+    @property
+    def query_seconds(self) -> float:
+        """What a query may take on the instances of this reference."""
+        return float(max(self.settings["seconds"], FAIR * self.seconds))
+
     def extra(self, query: str) -> list[Instance]:
         """Instances around the constants that `query` has and the reference has not."""
         if self.schema is None or not constants(query) - self.constants:
             return []
         # Not the reference's own limits: constants can be chosen to make it slow.
-        self.deadline = monotonic() + self.settings["seconds"]
+        self.deadline = sql_run.clock() + self.query_seconds / 2
         self.max_steps = self.settings["max_steps"]
         return self._fuzzed([self.query, query], max(self.settings["instances"] // 2, 1), "instance of its constants")
 
@@ -127,14 +136,17 @@ class Reference:
         return Instance(name, database, self._expectation(database, result), result.steps)
 
     def _run(self, database: Queryable, query: str) -> Result:
-        limits = self.settings
-        return database.run(
-            query,
-            max_rows=limits["max_rows"],
-            max_bytes=limits["max_result_bytes"],
-            max_steps=self.max_steps,
-            deadline=self.deadline,
-        )
+        limits, start = self.settings, sql_run.clock()
+        try:
+            return database.run(
+                query,
+                max_rows=limits["max_rows"],
+                max_bytes=limits["max_result_bytes"],
+                max_steps=self.max_steps,
+                deadline=self.deadline,
+            )
+        finally:
+            self._running += sql_run.clock() - start
 
     def _expectation(self, database: Queryable, result: Result) -> Expectation:
         """What the reference allows: ties in any order, and any of them where a LIMIT cuts through."""
@@ -184,15 +196,15 @@ class Judge:
     def __init__(self) -> None:
         self._kept: OrderedDict[str, Reference] = OrderedDict()
 
-    def judge(self, request: dict[str, Any], ready: Callable[[], None]) -> dict[str, Any]:
-        """`ready` is called between the reference's work and the first look at the query."""
+    def judge(self, request: dict[str, Any], go_on: Callable[[float], None]) -> dict[str, Any]:
+        """`go_on` is called with the query's time limit, between the reference's work and the first look at it."""
         try:
             reference = self._reference(request)
         except ReferenceFault as fault:
             return {"outcome": "invalid", "reason": str(fault), "checks": {}}
         except Exception as error:  # ours; over the query it would end this process, and the parent look into it
             return {"outcome": "invalid", "reason": f"it cannot be prepared: {error!r}", "checks": {}}
-        ready()
+        go_on(2 * reference.query_seconds + GRACE)  # half of it for instances around the query's own constants
         return compare(reference, request["query"], request["settings"])
 
     def _reference(self, request: dict[str, Any]) -> Reference:
@@ -210,7 +222,7 @@ class Judge:
 def compare(reference: Reference, query: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The answer to a request: the query against the reference, instance by instance."""
     checks = {"read_only": True, "runs": False}
-    deadline = monotonic() + settings["seconds"]
+    deadline = sql_run.clock() + reference.query_seconds
     equivalent = settings["mode"] == "equivalent"
 
     def answer(outcome: str, reason: str) -> dict[str, Any]:
@@ -254,7 +266,7 @@ def compare(reference: Reference, query: str, settings: dict[str, Any]) -> dict[
     num = len(reference.instances)
     if equivalent:
         extra = reference.extra(query)
-        deadline = monotonic() + settings["seconds"] / 2
+        deadline = sql_run.clock() + reference.query_seconds / 2
         try:
             for instance in extra:
                 wrong = look(instance)

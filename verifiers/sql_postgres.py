@@ -20,10 +20,9 @@ from typing import Any, Literal
 
 from rlvr.errors import ConfigError
 from rlvr.types import Message, Task, Verdict
-from verifiers.sql import SqlSettings, SqlVerifier
+from verifiers.sql import Reply, SqlSettings, SqlVerifier
 from verifiers.sql_judge import Fuzzer, Queryable, Reference, ReferenceFault, compare
 from verifiers.sql_run import Result
-from verifiers.sql_worker import Reply
 
 try:
     import psycopg

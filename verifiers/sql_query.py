@@ -1,18 +1,21 @@
 """The rows of one query, for a tool that lets a model look at a database: `verifiers.sql`'s limits, without a verdict.
 
-SQLite's queries run in a worker process of their own pool (`python -m verifiers.sql_query`), which is killed where a
-query spends its time out of SQLite's sight.
+Queries on SQLite run in worker processes of a pool of their own, which are killed where a query spends its time out of
+SQLite's sight.
 """
 
 from __future__ import annotations
 
-from time import monotonic
+from collections.abc import Callable
+from time import process_time
 from typing import Any
 
+from verifiers import sql_run
 from verifiers.sql_run import Database, QueryError, Result
-from verifiers.worker import WorkerLostError, WorkerPool, WorkerTimeoutError, serve
+from verifiers.sql_worker import HEAP
+from verifiers.worker import WorkerError, WorkerPool, serve
 
-GRACE_SECONDS = 1.0  # beyond its limit, for a worker to say that it passed
+GRACE_SECONDS = 0.5  # beyond its limit, for a worker to say that it passed
 SCHEMA_SECONDS = 20.0
 
 _pool = WorkerPool("verifiers.sql_query")
@@ -21,15 +24,15 @@ _pool = WorkerPool("verifiers.sql_query")
 def rows(schema: str, query: str, settings: dict[str, Any]) -> Result:
     """What `query` returns on the given instance of `schema`. `settings` are `SqlSettings.plain()`.
 
-    Raises `QueryError`, which tells a model what went wrong, and `ValueError` for a schema that fails.
+    Raises `QueryError`, which tells a model what went wrong; `ValueError` for a schema that fails, and `WorkerError`
+    where no worker can be had.
     """
-    seconds = settings["seconds"]
     try:
-        reply = _pool.call(
-            {"schema": schema, "query": query, "settings": settings}, SCHEMA_SECONDS + seconds + GRACE_SECONDS
-        )
-    except (WorkerTimeoutError, WorkerLostError):
-        raise QueryError("limit", f"the query takes more than {seconds:g} seconds, or too much memory") from None
+        reply = _pool.call({"schema": schema, "query": query, "settings": settings}, SCHEMA_SECONDS)
+    except WorkerError as error:
+        if not error.stage:
+            raise
+        raise QueryError("limit", "the query takes too long, or too much memory") from None
     if "schema" in reply:
         raise ValueError(f"the schema fails: {reply['schema']}")
     if "kind" in reply:
@@ -44,19 +47,20 @@ class _Tables:
         self._schema: str | None = None
         self._database: Database | None = None
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, request: dict[str, Any], go_on: Callable[[float], None]) -> dict[str, Any]:
         settings = request["settings"]
         try:
             database = self._open(request["schema"], settings)
         except Exception as error:
             return {"schema": repr(error)}
+        go_on(settings["seconds"] + GRACE_SECONDS)
         try:
             found = database.run(
                 request["query"],
                 max_rows=settings["max_rows"],
                 max_bytes=settings["max_value_bytes"],
                 max_steps=settings["max_steps"],
-                deadline=monotonic() + settings["seconds"],
+                deadline=sql_run.clock() + settings["seconds"],
             )
         except QueryError as error:
             return {"kind": error.kind, "error": str(error)}
@@ -67,7 +71,7 @@ class _Tables:
             if self._database is not None:
                 self._database.close()
             self._schema, self._database = None, Database(settings["now"])
-            self._database.load(schema, monotonic() + SCHEMA_SECONDS)
+            self._database.load(schema, sql_run.clock() + SCHEMA_SECONDS)
             self._database.lock(settings["max_value_bytes"])
             self._schema = schema
         return self._database
@@ -77,5 +81,8 @@ def _json(value: Any) -> Any:
     return f"X'{value.hex()}'" if isinstance(value, bytes) else value
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The worker."""
+    sql_run.clock = process_time
+    Database("2000-01-01").connection.execute(f"PRAGMA hard_heap_limit = {HEAP}")
     serve(_Tables().answer)

@@ -8,9 +8,11 @@ What an environment with tools writes in its `step`:
 
 from __future__ import annotations
 
+import json
+
 from rlvr.tools import Toolbox, ToolError
 from rlvr.types import Message
-from verifiers.tool_calls import checked, validators
+from verifiers import tool_schema
 from verifiers.tool_forms import Call, FormError, read
 
 
@@ -38,7 +40,7 @@ def dispatch(content: str, toolbox: Toolbox) -> tuple[Message, ...]:
 
 def _call(call: Call, toolbox: Toolbox) -> str:
     if not call.typed:  # a form that holds text only (XML): the tool's schema says what the text means
-        call = checked(call, validators(toolbox.specs))
+        (call,) = tool_schema.load(json.dumps(toolbox.specs)).check([call])
     return toolbox.call(call.name, call.arguments)
 
 
