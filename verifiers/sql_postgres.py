@@ -34,6 +34,7 @@ except ModuleNotFoundError as error:
         raise
     raise ConfigError("PostgreSQL needs the package psycopg: pip install 'rlvr[postgresql]'") from None
 
+DSN_VARIABLE = "RLVR_POSTGRESQL_DSN"
 IDLE = 4  # connections kept for the next query, each with its open task
 
 
@@ -108,10 +109,18 @@ _pools: dict[str, _Pool] = {}
 
 
 class PostgresVerifier(SqlVerifier):
-    """`SqlVerifier` on the server of `dsn`, which libpq reads: a URL, or "host=... dbname=..."."""
+    """`SqlVerifier` on the server of `dsn`, which libpq reads: a URL, or "host=... dbname=...".
 
-    def __init__(self, dsn: str, settings: SqlSettings | None = None) -> None:
+    `rlvr verify` knows no DSN: without one it stands in $RLVR_POSTGRESQL_DSN. Raises `ConfigError` without both.
+    """
+
+    id = "sql_postgresql"
+
+    def __init__(self, dsn: str | None = None, settings: SqlSettings | None = None) -> None:
         super().__init__(settings)
+        dsn = dsn or os.environ.get(DSN_VARIABLE)
+        if not dsn:
+            raise ConfigError(f"no PostgreSQL server to judge on: set {DSN_VARIABLE} to its DSN")
         self.version = hashlib.sha256(f"{self.version} postgresql".encode()).hexdigest()[:12]
         self._dsn = dsn
 

@@ -128,7 +128,7 @@ class CodeSandbox(interfaces.Environment):
         problems = self._draws(settings.seed, split)
         if split == "train":
             for key, problem in islice(enumerate(problems), settings.num_train):
-                yield self._make(split, key, problem)
+                yield self.task_of(split, key, problem)
             return
         seen: set[str] = set()
         drawn = count()
@@ -140,7 +140,7 @@ class CodeSandbox(interfaces.Environment):
                 )
             if problem.text not in seen:
                 seen.add(problem.text)
-                yield self._make(split, len(seen) - 1, problem)
+                yield self.task_of(split, len(seen) - 1, problem)
                 if len(seen) == settings.num_held_out:
                     return
 
@@ -149,7 +149,7 @@ class CodeSandbox(interfaces.Environment):
         tasks: dict[str, Task] = {}
         for line, problem in files.read_jsonl(path):
             if split_of(problem.text) == split:
-                tasks.setdefault(even(problem.text), self._make(split, line, problem))
+                tasks.setdefault(even(problem.text), self.task_of(split, line, problem))
         limit = self.settings.num_train if split == "train" else self.settings.num_held_out
         if not tasks:
             raise ConfigError(
@@ -158,7 +158,7 @@ class CodeSandbox(interfaces.Environment):
             )
         return list(tasks.values())[:limit]
 
-    def _make(self, split: Split, key: int, problem: Problem) -> Task:
+    def task_of(self, split: Split, key: int, problem: Problem) -> Task:
         gold = {"solution": problem.solution} if problem.solution else {}
         return Task(
             id=f"{self.name}/{split}/{key}",

@@ -79,9 +79,10 @@ def _problem(line: str) -> Problem:
 
 def _humaneval(record: dict[str, Any]) -> Problem:
     prompt, test, name = (_text(record, key) for key in ("prompt", "test", "entry_point"))
-    start = prompt.rfind(f"def {name}")
-    if start < 0:
+    found = list(re.finditer(rf"^def {re.escape(name)}\b", prompt, re.MULTILINE))
+    if not found:
         raise LineProblem(f"'entry_point' = {name!r} is not defined in 'prompt'")
+    start = found[-1].start()
     rest = _text(record, "canonical_solution", optional=True)
     return Problem(
         text=f"Complete this Python function, and write it whole.\n{_fenced(prompt)}",

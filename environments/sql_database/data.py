@@ -127,7 +127,7 @@ def _draw(rng: random.Random, level: int) -> Problem:
         tables = _tables(rng, level, with_date=family.__name__ == "null")
         asked = family(rng, tables)
         schema = script(tables, rng)
-        if _tells_something(schema, asked.query):
+        if tells_something(schema, asked.query):
             break
     return Problem(
         schema=schema,
@@ -150,7 +150,7 @@ def _tables(rng: random.Random, level: int, *, with_date: bool) -> list[Table]:
     return tables[:num]
 
 
-def _tells_something(schema: str, query: str) -> bool:
+def tells_something(schema: str, query: str) -> bool:
     """Whether the answer is more than no rows, or a count of nothing."""
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(schema)

@@ -15,8 +15,9 @@ from environments.sql_database import SqlDatabase, data
 from rlvr.errors import ConfigError
 from rlvr.types import Message, Task, Verdict
 from tests.postgres_server import find, server
+from verifiers.registry import UnknownVerifier, gold_answer, make_verifier
 from verifiers.sql import SqlSettings
-from verifiers.sql_postgres import PostgresVerifier
+from verifiers.sql_postgres import DSN_VARIABLE, PostgresVerifier
 from verifiers.sql_run import QueryError
 
 pytestmark = [
@@ -201,6 +202,18 @@ def test_a_server_that_is_gone_makes_verdicts_invalid() -> None:
         own = dsn.replace("user=postgres dbname=postgres", "user=rlvr_judge dbname=rlvr_judge")
         assert judge(own, QUERY).outcome == "correct"
     assert judge(own, QUERY).outcome == "invalid"
+
+
+def test_recorded_episodes_are_judged_again_on_the_server_of_the_variable(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(DSN_VARIABLE, raising=False)
+    with pytest.raises(UnknownVerifier, match="set RLVR_POSTGRESQL_DSN"):
+        make_verifier("sql_postgresql")
+    monkeypatch.setenv(DSN_VARIABLE, dsn)
+    task = Task(id="sql/train/0", environment="sql", prompt=(), reference={"schema": SCHEMA, "query": QUERY})
+    answer = gold_answer("sql_postgresql", task.reference)
+    assert make_verifier("sql_postgresql").verify(task, [Message(role="assistant", content=answer)]).reward == 1.0
 
 
 def test_run_query_looks_at_the_given_instance(dsn: str) -> None:

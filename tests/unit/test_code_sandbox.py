@@ -38,7 +38,7 @@ def check_golds_and_wrong_ones(level: int, num: int, num_wrong: int) -> None:
     verifier = environment.verifier()
     unexpected = []
     for problem in islice(generate.generate(7, level, generate.KINDS, "train"), num):
-        task = environment._make("train", 0, problem)
+        task = environment.task_of("train", 0, problem)
         judged = {problem.solution: "correct"} | dict.fromkeys(problem.wrong[:num_wrong], "incorrect")
         for code, expected in judged.items():
             verdict = verifier.verify(task, [*task.prompt, say(f"```python\n{code}```")])

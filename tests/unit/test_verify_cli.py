@@ -133,7 +133,10 @@ def test_plain_records_are_scored_in_order_and_pass_id_and_metadata_through(
         ("\xff", "line: no JSON"),
         ("[" * 100_000, "line: no JSON"),
         ({"completion": "x", "reference": "4"}, "verifier: missing"),
-        (MATH | {"verifier": "mth"}, "verifier: 'mth' is unknown; known are code, math, sql, tool_calls"),
+        (
+            MATH | {"verifier": "mth"},
+            "verifier: 'mth' is unknown; known are code, math, sql, sql_postgresql, tool_calls",
+        ),
         (MATH | {"verifier": 3}, "verifier: not a text"),
         ({"verifier": "math", "reference": "4"}, "completion: missing"),
         ({"verifier": "math", "completion": "4"}, "reference: missing"),
