@@ -23,6 +23,8 @@ the verdict invalid.
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -39,6 +41,15 @@ GRACE = 0.5  # seconds that a worker has beyond its own limits to say that they 
 _HERE = Path(__file__).parent
 _SOURCE = hashlib.sha256(b"".join(path.read_bytes() for path in [*sorted(_HERE.glob("sql*.py")), _HERE / "worker.py"]))
 _pool = worker.WorkerPool("verifiers.sql_worker")
+_turns: list[threading.Lock] = []
+
+
+def _open_turns() -> None:
+    _turns[:] = [threading.Lock() for _ in range(64)]
+
+
+_open_turns()
+os.register_at_fork(after_in_child=_open_turns)  # a child has the locks, but not the threads that would let them go
 
 
 class Reply(NamedTuple):
@@ -114,9 +125,9 @@ class SqlVerifier:
         if not is_query(query):
             checks["read_only"] = False
             return verdict("incorrect", "the statement is no SELECT, WITH or VALUES")
-        reply = self._ask({**request, "query": query}, settings)
+        reply = self._in_turn({**request, "query": query}, settings)
         if reply.answer is None and reply.stage == "query":
-            canary = self._ask({**request, "query": request["reference"] or "SELECT 1"}, settings)
+            canary = self._in_turn({**request, "query": request["reference"] or "SELECT 1"}, settings)
             if canary.answer is not None and canary.answer["outcome"] != "invalid":
                 checks |= {"read_only": True, "runs": False}
                 return verdict(
@@ -152,6 +163,12 @@ class SqlVerifier:
             f"mode: {settings.mode}, on the given instance and {num} fuzzed ones",
             f"the order of rows {'counts' if ordered else 'does not count'}; columns by {settings.columns}",
         ]
+
+    def _in_turn(self, request: dict[str, Any], settings: SqlSettings) -> Reply:
+        """One query on a reference at a time: preparing it takes longer than all the queries of a group, and the first
+        prepares it for the others."""
+        with _turns[hash((request["schema"], request["reference"])) % len(_turns)]:
+            return self._ask(request, settings)
 
     def _ask(self, request: dict[str, Any], settings: SqlSettings) -> Reply:
         """Asks a worker, which is ended where it does not answer."""

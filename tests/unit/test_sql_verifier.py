@@ -383,3 +383,30 @@ def test_mutations_of_valid_queries_never_raise_or_hang() -> None:
             at = rng.randint(0, len(text))
             text = text[:at] + rng.choice(pieces) + text[at + rng.randint(0, 4) :]
         assert judge(entry["query"], text, SCHEMAS[entry["schema"]]).outcome in ("correct", "incorrect")
+
+
+def test_a_group_prepares_its_reference_once_and_a_fork_of_a_busy_process_still_judges(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running, most = 0, 0
+    ask = SqlVerifier._ask
+
+    def counted(self: SqlVerifier, *arguments: Any) -> Any:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            return ask(self, *arguments)
+        finally:
+            running -= 1
+
+    monkeypatch.setattr(SqlVerifier, "_ask", counted)
+    with ThreadPoolExecutor(8) as threads:
+        outcomes = list(threads.map(lambda _: judge(TOP, TOP).outcome, range(8)))
+    assert outcomes == ["correct"] * 8
+    assert most == 1
+    with sql._turns[hash((EMPLOYEES, TOP)) % len(sql._turns)]:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if judge(TOP, TOP).outcome == "correct" else 1)
+        assert os.waitpid(child, 0)[1] == 0
