@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -115,9 +116,8 @@ def _differs(expected: Sequence[Any], other: Sequence[Any], places: Sequence[int
 
 
 def _compiles(body: str) -> bool:
-    lines = "\n".join(f"    {line}" for line in body.split("\n"))
     try:
-        compile(f"def f():\n{lines}\n", "<mutant>", "exec")
+        compile(f"def f():\n{textwrap.indent(body, '    ')}\n", "<mutant>", "exec")
     except SyntaxError:
         return False
     return True

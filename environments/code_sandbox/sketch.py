@@ -6,6 +6,7 @@ The same sketch becomes a function task (`f(xs)`, tested by calls) or a program 
 from __future__ import annotations
 
 import random
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -85,8 +86,7 @@ class Sketch:
 
     @property
     def function(self) -> str:
-        lines = "\n".join(f"    {line}" for line in self.body.split("\n"))
-        return f"def f({self.names}):\n{lines}\n"
+        return f"def f({self.names}):\n{textwrap.indent(self.body, '    ')}\n"
 
     @property
     def program(self) -> str:
@@ -148,6 +148,11 @@ class Sketch:
         if kind == "words":
             return [[], ["ant"], ["bee", "ant", "bee"], ["owl"] * 2, ["fox", "a", "seal"]][index]
         return ["", self.letters[0], self.letters.strip(), self.letters[:2] * 2, self.letters[0].upper()][index]
+
+
+def lines(source: str) -> str:
+    """The lines of a text that is indented as the code around it."""
+    return textwrap.dedent(source).strip()
 
 
 def show(value: Any) -> str:
