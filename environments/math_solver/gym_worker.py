@@ -201,7 +201,7 @@ def main() -> None:
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         os.execve(sys.executable, [sys.executable, "-m", MODULE], os.environ | wanted)
     _registry()
-    serve(answer)
+    serve(lambda request, _: answer(request))
 
 
 if __name__ == "__main__":
