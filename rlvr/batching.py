@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rlvr.types import MicroBatch, Sample, TrainBatch
+from rlvr.types import LossSettings, MicroBatch, Sample, TrainBatch
 
 
 def split_updates(samples: Sequence[Sample], num_updates: int) -> list[list[Sample]]:
@@ -21,7 +21,8 @@ def pack(samples: Sequence[Sample], *, num_ranks: int, micro_batch_tokens: int) 
     """Pack one optimizer step. The same samples give the same batch.
 
     Ranks get nearly equal numbers of tokens: the longest remaining sample goes to the emptiest rank. Within a rank,
-    samples fill micro-batches longest first, so that those of one micro-batch are of like length. A rank that needs
+    samples fill micro-batches longest first, so that those of one micro-batch are of like length; samples that are
+    learned from in different ways (`Sample.loss`) do not share one. A rank that needs
     fewer micro-batches than another gets empty ones (one token, no loss), because under ZeRO-3 each forward pass is a
     collective and a rank without one would leave the others waiting.
 
@@ -57,12 +58,15 @@ def _num_tokens(samples: Sequence[Sample]) -> int:
 
 
 def _fill(samples: Sequence[Sample], max_tokens: int) -> list[list[Sample]]:
-    """Consecutive samples together, as many as fit."""
+    """Consecutive samples of one kind of loss together, as many as fit."""
     parts: list[list[Sample]] = []
+    filling: dict[LossSettings, list[Sample]] = {}
     for sample in samples:
-        if not parts or _num_tokens(parts[-1]) + len(sample.token_ids) > max_tokens:
-            parts.append([])
-        parts[-1].append(sample)
+        part = filling.get(sample.loss)
+        if part is None or _num_tokens(part) + len(sample.token_ids) > max_tokens:
+            part = filling[sample.loss] = []
+            parts.append(part)
+        part.append(sample)
     return parts
 
 
@@ -79,4 +83,5 @@ def _micro_batch(samples: Sequence[Sample]) -> MicroBatch:
         loss_mask=joined("loss_mask", torch.float32),
         behaviour_logprobs=joined("behaviour_logprobs", torch.float32),
         advantages=joined("advantages", torch.float32),
+        loss=samples[0].loss,
     )

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 from rlvr import __version__
 from rlvr.errors import ConfigError, RlvrError
+from rlvr.kit import commands as env_commands
 
 OWN_PACKAGES = ("environments", "verifiers", "sandbox")
 
@@ -58,12 +60,38 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("config", help="a TOML file, such as configs/quickstart.toml")
         command.add_argument("overrides", nargs="*", help="settings to change, as in learner.learning_rate=1e-4")
         command.set_defaults(command=function)
+    _add_eval(commands)
     # By name: the trainer imports no verifier.
     verify = importlib.import_module("verifiers.cli")
     verify.add_arguments(commands.add_parser("verify", help=verify.SUMMARY))
-    environments = commands.add_parser("env", help="environments").add_subparsers(required=True, metavar="COMMAND")
-    environments.add_parser("list", help="the environments that are installed").set_defaults(command=_list_environments)
+    env_commands.add_arguments(commands.add_parser("env", help="environments: list, new, check, play, serve"))
     return parser
+
+
+def _add_eval(commands: Any) -> None:
+    summary = "held-out accuracy of a policy, by environment and by thinking budget"
+    command = commands.add_parser("eval", help=summary, description=summary)
+    command.add_argument("policy", help="a run folder, a checkpoint, a Hugging Face folder, or 'starter'")
+    command.add_argument("config", help="a TOML file: environments, budgets, engines")
+    command.add_argument("overrides", nargs="*", help="settings to change, as in eval.num_tasks=2000")
+    command.add_argument("--thinking-tokens", help="budgets to compare, as in 0,16,32,unlimited; default: the config's")
+    command.add_argument("--samples", type=int, default=0, help="episodes a task at temperature; default: one, greedy")
+    command.add_argument("--output", help="folder for accuracy.json, accuracy.png, episodes.jsonl; default: <run>/eval")
+    command.set_defaults(command=_eval)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from rlvr.config import load
+    from rlvr.eval import evaluate, read_budgets
+
+    evaluate(
+        options.policy,
+        load(options.config, options.overrides),
+        budgets=read_budgets(options.thinking_tokens) if options.thinking_tokens else None,
+        num_samples=options.samples,
+        output=options.output,
+    )
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -82,14 +110,6 @@ def _plan(options: argparse.Namespace) -> int:
     for section in config.environments:
         make_environment(section.name, section.settings)
     print(dump(config), end="")
-    return 0
-
-
-def _list_environments(_options: argparse.Namespace) -> int:
-    from rlvr.plugins import list_environments
-
-    for plugin in list_environments():
-        print(f"{plugin.name:20} {plugin.distribution} {plugin.version:10} {plugin.summary}")
     return 0
 
 

@@ -12,32 +12,24 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from rlvr.config_environment import (
+    AlgorithmSection,
+    EnvironmentSection,
+    Fraction,
+    NonNegativeInt,
+    Section,
+    check_environment,
+    check_importance,
+    check_sampling,
 )
-
 from rlvr.errors import ConfigError
 
 # Ray sets it for the drivers of submitted jobs.
 _RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """Base of every table: frozen, unknown keys refused, defaults checked like given values."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class RunSection(Section):
@@ -58,26 +50,6 @@ class PolicySection(Section):
     """Which weights the run starts from."""
 
     path: str = Field("starter", description="'starter', or a local Hugging Face checkpoint folder")
-
-
-class EnvironmentSection(Section):
-    """One member of the mixture. Budgets: one value is drawn for each task; "unlimited" is allowed in every list."""
-
-    name: str = Field(description="an installed environment's name, or path/to/file.py:Class")
-    weight: PositiveFloat = 1.0
-    settings: dict[str, Any] = Field(default_factory=dict)
-    thinking_tokens: tuple[NonNegativeInt | Literal["unlimited"], ...] = Field(("unlimited",), min_length=1)
-    completion_tokens: PositiveInt = 256
-    turns: PositiveInt = 1
-    tool_calls: NonNegativeInt | None = None
-    seconds: PositiveFloat = 120.0
-
-    @field_validator("name")
-    @classmethod
-    def _absolute(cls, name: str) -> str:
-        # Actors on a cluster have working folders of their own.
-        path, colon, attribute = name.rpartition(":")
-        return f"{Path(path).absolute()}:{attribute}" if colon and path.endswith(".py") else name
 
 
 class RolloutSection(Section):
@@ -111,6 +83,11 @@ class InferenceSection(Section):
         None, description="largest log-probability difference to the learner after a sync; default 1e-4 in float32"
     )
 
+    @property
+    def num_seats(self) -> int:
+        """Episodes that keep the engines busy: as many again as they run are with their environments."""
+        return 2 * self.num_engines * self.max_num_seqs
+
 
 class MtpSection(Section):
     """The MTP layer's own training."""
@@ -141,15 +118,10 @@ class LearnerSection(Section):
     mtp: MtpSection = MtpSection()
 
 
-class AlgorithmSection(Section):
-    """GRPO with masked importance sampling (the loss: `rlvr/algorithms/loss.py`)."""
+class MixtureSection(Section):
+    """What the weights of the environments hold."""
 
-    clip_low: PositiveFloat = Field(0.2, description="the ratio is clipped below 1 - clip_low")
-    clip_high: PositiveFloat = Field(0.28, description="and above 1 + clip_high")
-    importance_min: PositiveFloat = Field(0.5, description="tokens whose learner/behaviour ratio is below are masked")
-    importance_max: PositiveFloat = Field(2.0, description="and those above")
-    normalize_by_std: bool = Field(False, description="divide the group's advantages by their standard deviation")
-    mask_truncated: bool = Field(False, description="no loss on episodes that ran out of completion tokens")
+    by: Literal["tasks", "tokens"] = Field("tasks", description="weights share out tasks drawn, or tokens trained on")
 
 
 class EvalSection(Section):
@@ -172,6 +144,7 @@ class RunConfig(Section):
 
     run: RunSection
     environments: tuple[EnvironmentSection, ...] = Field(min_length=1)
+    mixture: MixtureSection = MixtureSection()
     policy: PolicySection = PolicySection()
     rollout: RolloutSection = RolloutSection()
     inference: InferenceSection = InferenceSection()
@@ -181,49 +154,49 @@ class RunConfig(Section):
     ray: RaySection = RaySection()
 
     @model_validator(mode="after")
+    def _inherit(self) -> Self:
+        """Environments take from the run what they do not set themselves."""
+        resolved = []
+        for section in self.environments:
+            given = section.model_fields_set
+            own = {name: getattr(section.algorithm, name) for name in section.algorithm.model_fields_set}
+            inherited: dict[str, Any] = {"algorithm": self.algorithm.model_copy(update=own)}
+            for name in ("group_size", "temperature"):
+                if name not in given:
+                    inherited[name] = getattr(self.rollout, name)
+            resolved.append(section.model_copy(update=inherited))
+        object.__setattr__(self, "environments", tuple(resolved))
+        return self
+
+    @model_validator(mode="after")
     def _cross_checks(self) -> Self:
-        rollout, learner, algorithm = self.rollout, self.learner, self.algorithm
-        if rollout.group_size < 2:
-            raise ValueError(
-                f"rollout.group_size = {rollout.group_size}: an advantage compares episodes of one task, so a group "
-                "needs at least 2; set rollout.group_size to 2 or more (8 is usual)"
-            )
+        rollout, learner = self.rollout, self.learner
         if rollout.top_p != 1.0:
             raise ValueError(
                 f"rollout.top_p = {rollout.top_p}: training needs top_p = 1, because with less the engine samples from "
                 "a cut distribution and its log-probabilities are not the policy's; remove top_p, or lower "
                 "rollout.temperature instead"
             )
-        if not rollout.temperature > 0:
-            raise ValueError(
-                f"rollout.temperature = {rollout.temperature}: training samples, so it must be above 0; 1.0 is usual "
-                "(evaluation is greedy by itself)"
-            )
-        episodes = rollout.groups_per_batch * rollout.group_size
+        check_sampling("rollout", rollout.group_size, rollout.temperature)
+        check_importance("algorithm", self.algorithm)
         parts = learner.num_ranks * learner.updates_per_batch
-        if episodes % parts:
-            raise ValueError(
-                f"rollout.groups_per_batch * rollout.group_size = {rollout.groups_per_batch} * {rollout.group_size} = "
-                f"{episodes} episodes do not divide over learner.num_ranks * learner.updates_per_batch = "
-                f"{learner.num_ranks} * {learner.updates_per_batch} = {parts}; choose groups_per_batch a multiple of it"
-            )
-        if not algorithm.importance_min < 1.0 < algorithm.importance_max:
-            raise ValueError(
-                f"algorithm.importance_min = {algorithm.importance_min}, importance_max = {algorithm.importance_max}: "
-                "the interval must contain 1, or tokens on which both policies agree are masked; 0.5 and 2.0 are usual"
-            )
+        for group_size in {section.group_size for section in self.environments}:
+            episodes = rollout.groups_per_batch * group_size
+            if episodes % parts:
+                raise ValueError(
+                    f"rollout.groups_per_batch * rollout.group_size = {rollout.groups_per_batch} * {group_size} = "
+                    f"{episodes} episodes do not divide over learner.num_ranks * learner.updates_per_batch = "
+                    f"{learner.num_ranks} * {learner.updates_per_batch} = {parts}; choose groups_per_batch a multiple "
+                    "of it"
+                )
         if learner.micro_batch_tokens < self.inference.max_model_len:
             raise ValueError(
                 f"learner.micro_batch_tokens = {learner.micro_batch_tokens} is below inference.max_model_len = "
                 f"{self.inference.max_model_len}: the longest sequence must fit one micro-batch; raise the first or "
                 "lower the second"
             )
-        for environment in self.environments:
-            if environment.completion_tokens >= self.inference.max_model_len:
-                raise ValueError(
-                    f"environment {environment.name!r}: completion_tokens = {environment.completion_tokens} leaves no "
-                    f"room for a prompt in inference.max_model_len = {self.inference.max_model_len}; raise the latter"
-                )
+        for section in self.environments:
+            check_environment(section, max_model_len=self.inference.max_model_len)
         return self
 
     @property

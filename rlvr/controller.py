@@ -22,44 +22,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from rlvr.actors import EngineHandle, LearnerHandle, WorkerHandle
-from rlvr.algorithms.advantage import has_spread
+from rlvr.algorithms.advantage import has_spread, pass_rate
 from rlvr.batching import pack, split_updates
 from rlvr.buffer import GroupBuffer, Ready
-from rlvr.config import EnvironmentSection, RunConfig
+from rlvr.config import RunConfig
 from rlvr.errors import DeadlineExceeded, RlvrError
+from rlvr.evaluation import Evaluation, play_tasks, summarize
 from rlvr.inference.engine import Engine
-from rlvr.interfaces import Environment
 from rlvr.ledger import Ledger
 from rlvr.metrics import RolloutMeter
 from rlvr.report import Reporter
 from rlvr.rollout.worker import Order
-from rlvr.run_folder import RunFolder, RunState
+from rlvr.run_folder import FRESH, RunFolder, RunState
 from rlvr.samples import samples_from_group
-from rlvr.tasks import Mixture, Position, Ticket, held_out
-from rlvr.types import Episode, Sample, Task
+from rlvr.tasks import Member, Mixture, Ticket, held_out
+from rlvr.types import Group, Sample
 from rlvr.weight_sync import Probe, SyncReport, check, publish
 
 logger = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """Greedy accuracy over held-out tasks, and what the MTP layer's drafts were worth on the way."""
-
-    accuracy: float
-    draft_acceptance: float | None
-    num_tasks: int
 
 
 class Controller:
@@ -70,7 +61,7 @@ class Controller:
         config: RunConfig,
         *,
         folder: RunFolder,
-        members: Sequence[tuple[EnvironmentSection, Environment]],
+        members: Sequence[Member],
         model_folder: str,
         vocabulary_size: int,
         reporter: Reporter,
@@ -80,16 +71,15 @@ class Controller:
         self.folder = folder
         self.reporter = reporter
         self.checkpoint = folder.latest()
-        state = folder.load_state(self.checkpoint) if self.checkpoint else _FRESH
+        state = folder.load_state(self.checkpoint) if self.checkpoint else FRESH
         self.step = state.step
         self.version = self.live_version = state.version
         self.accuracy: float | None = None
-        self._before = Evaluation(
-            accuracy=state.accuracy_before or 0.0, draft_acceptance=state.draft_acceptance_before, num_tasks=0
-        )
+        self._before = state.before
         self._trained_seconds = state.trained_seconds
         self._members = members
-        self._mixture = Mixture(members, seed=config.run.seed, position=state.position)
+        self._sections = {member.environment.name: member.section for member in members}
+        self._mixture = Mixture(members, seed=config.run.seed, by=config.mixture.by, position=state.position)
         self._readmit = list(state.pending)
         self.ledger = Ledger(folder.ledger_path, length=state.ledger_length)
         folder.open_metrics(state.metrics_length)
@@ -157,7 +147,10 @@ class Controller:
         """The last evaluation, and the comparison with the first."""
         after = await self.evaluate(self.config.eval.num_tasks)
         self.accuracy = after.accuracy
-        rows = {f"held-out accuracy ({after.num_tasks} tasks, greedy)": (self._before.accuracy, after.accuracy)}
+        rows = {f"held-out accuracy ({after.num_judged} tasks, greedy)": (self._before.accuracy, after.accuracy)}
+        if len(self._members) > 1:
+            before = self._before.by_environment
+            rows |= {f"    {name}": (before.get(name, math.nan), now) for name, now in after.by_environment.items()}
         if after.draft_acceptance is not None and self._before.draft_acceptance is not None:
             rows["drafts accepted"] = (self._before.draft_acceptance, after.draft_acceptance)
         self.reporter.table(
@@ -167,6 +160,7 @@ class Controller:
         )
         self.folder.write_metrics(
             {"step": self.step, "eval/accuracy/before": self._before.accuracy, "eval/accuracy/after": after.accuracy}
+            | after.numbers
         )
 
     async def _shut_down(self) -> None:
@@ -208,11 +202,12 @@ class Controller:
 
     async def _play(self, ticket: Ticket, birth_version: int) -> None:
         """One group, from its admission to the buffer or the list of the dropped."""
+        section = self._sections[ticket.task.environment]
         order = Order(
             ticket=ticket.number,
             task=ticket.task,
-            group_size=self.config.rollout.group_size,
-            temperature=self.config.rollout.temperature,
+            group_size=section.group_size,
+            temperature=section.temperature,
             birth_version=birth_version,
             seed=self.config.run.seed,
         )
@@ -224,13 +219,16 @@ class Controller:
         if sum(reward is not None for reward in rewards) < 2:
             self._drop(ticket, "invalid")
         elif not has_spread(rewards):
-            self._drop(ticket, "zero_spread")
+            self._drop(ticket, "zero_spread", pass_rate(rewards))
+        elif not self._samples(group):
+            self._drop(ticket, "masked", pass_rate(rewards))
         else:
             self._buffer.finish(ticket, group)
         self._changed.set()
 
-    def _drop(self, ticket: Ticket, reason: str) -> None:
+    def _drop(self, ticket: Ticket, reason: str, passed: float | None = None) -> None:
         self._buffer.drop(ticket)
+        self._mixture.settle(ticket, pass_rate=passed, num_tokens=0)
         self._meter.drop(reason)
         self.ledger.drop(ticket, reason)
 
@@ -251,6 +249,7 @@ class Controller:
                     await self._publishing
                 evaluation = await self.evaluate(self.config.eval.num_tasks_during)
                 self.accuracy = metrics["eval/accuracy"] = evaluation.accuracy
+                metrics |= evaluation.numbers
             self.folder.write_metrics(metrics)
             self.reporter.step(
                 metrics, num_steps=run.num_steps, accuracy=self.accuracy, left_seconds=self._seconds_left()
@@ -278,7 +277,8 @@ class Controller:
         return None
 
     async def _take_step(self, batch: Sequence[Ready]) -> dict[str, float]:
-        samples = [sample for ready in batch for sample in self._samples(ready)]
+        groups = [self._samples(ready.group) for ready in batch]
+        samples = [sample for group in groups for sample in group]
         oldest = [sample.oldest_version for sample in samples]
         staleness = [self.version - version for version in oldest]
         if max(staleness) > self.config.rollout.max_staleness:
@@ -294,8 +294,15 @@ class Controller:
         metrics = await self.learner.step([(update.shards, update.num_loss_tokens) for update in updates])
         self.step += 1
         self.version += 1
-        for ready in batch:
+        for ready, group in zip(batch, groups, strict=True):
             self.ledger.trained(ready.ticket, step=self.step)
+            num_tokens = sum(sum(sample.loss_mask) for sample in group)
+            passed = pass_rate([episode.verdict.reward for episode in ready.group.episodes])
+            self._mixture.settle(ready.ticket, pass_rate=passed, num_tokens=num_tokens)
+            self._meter.trained(
+                ready.ticket.task, [self.version - 1 - each.oldest_version for each in group], num_tokens
+            )
+        self._mixture.move_shares()
         metrics |= self._meter.take() | {
             "step": self.step,
             "staleness/mean": fmean(staleness),
@@ -314,12 +321,11 @@ class Controller:
         await asyncio.sleep(0)
         return metrics
 
-    def _samples(self, ready: Ready) -> tuple[Sample, ...]:
-        return samples_from_group(
-            ready.group,
-            normalize_by_std=self.config.algorithm.normalize_by_std,
-            mask_truncated=self.config.algorithm.mask_truncated,
-        )
+    def _samples(self, group: Group) -> tuple[Sample, ...]:
+        section = self._sections[group.task.environment]
+        masked = section.algorithm.mask_truncated
+        std = section.algorithm.normalize_by_std
+        return samples_from_group(group, normalize_by_std=std, mask_truncated=masked, loss=section.loss)
 
     async def _publish(self, version: int) -> None:
         """Bring a version to every engine while the learner goes on; then its slots are free."""
@@ -344,33 +350,18 @@ class Controller:
     # --- evaluation and checkpoints
 
     async def evaluate(self, num_tasks: int) -> Evaluation:
-        """Greedy accuracy on held-out tasks; invalid episodes are left out of the mean."""
+        """Greedy accuracy on held-out tasks."""
         tasks = await asyncio.to_thread(held_out, self._members, num_tasks=num_tasks)
         self.reporter.progress(f"evaluating {len(tasks)} held-out tasks")
-        groups = await asyncio.gather(*(self._play_greedily(number, task) for number, task in enumerate(tasks)))
-        episodes = [episode for group in groups for episode in group]
-        self.folder.write_episodes("eval", tuple(episodes))
-        judged = [episode.verdict.outcome == "correct" for episode in episodes if episode.verdict.reward is not None]
-        completions = [turn.completion for episode in episodes for turn in episode.turns]
-        drafted = sum(completion.num_draft_tokens for completion in completions)
-        accepted = sum(completion.num_accepted_tokens for completion in completions)
-        return Evaluation(
-            accuracy=fmean(judged) if judged else 0.0,
-            draft_acceptance=accepted / drafted if drafted else None,
-            num_tasks=len(judged),
-        )
-
-    async def _play_greedily(self, number: int, task: Task) -> tuple[Episode, ...]:
-        order = Order(
-            ticket=number,
-            task=task,
-            group_size=1,
-            temperature=0.0,
-            birth_version=self.live_version,
+        episodes = await play_tasks(
+            self.workers,
+            tasks,
+            at_once=self.config.inference.num_seats,
+            version=self.live_version,
             seed=self.config.run.seed,
         )
-        group = await self.workers[number % len(self.workers)].play(order)
-        return group.episodes
+        self.folder.write_episodes("eval", tuple(episodes))
+        return summarize(episodes)
 
     async def _save(self) -> None:
         """A checkpoint of this moment: no step is under way, whatever the rollouts do."""
@@ -382,8 +373,7 @@ class Controller:
             ledger_length=self.ledger.length,
             metrics_length=self.folder.metrics_length,
             trained_seconds=self._trained_seconds,
-            accuracy_before=self._before.accuracy,
-            draft_acceptance_before=self._before.draft_acceptance,
+            before=self._before,
         )
         folder = self.folder.new_checkpoint(self.step)
         await self.learner.save(str(folder / "learner"), str(folder / "model"))
@@ -407,15 +397,3 @@ class Controller:
             await asyncio.wait_for(self._changed.wait(), seconds)
             return True
         return False
-
-
-_FRESH = RunState(
-    step=0,
-    version=0,
-    position=Position(next_number=0, taken={}),
-    pending=(),
-    ledger_length=0,
-    metrics_length=0,
-    trained_seconds=0.0,
-    accuracy_before=None,
-)

@@ -3,6 +3,7 @@
     RlvrError
     ├── ConfigError          a setting is wrong; found before anything starts
     ├── PluginError          an environment cannot be found or loaded
+    ├── RemoteError          an environment behind a URL did not answer as it should
     ├── DeadlineExceeded     a wait took too long; says what it waited for
     ├── ComponentDied        an actor or a background loop ended by itself; carries its traceback
     ├── WeightSyncError      an engine did not take, or does not hold, the version published to it
@@ -25,6 +26,10 @@ class ConfigError(RlvrError):
 
 class PluginError(RlvrError):
     """An environment's name or `file.py:Class` does not lead to an environment class."""
+
+
+class RemoteError(RlvrError):
+    """Ends one episode as invalid, not the run. The text begins with the URL that was asked."""
 
 
 class DeadlineExceeded(RlvrError):

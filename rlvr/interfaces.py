@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Iterable, Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -40,11 +40,26 @@ class EnvironmentSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class WorkedExample(NamedTuple):
+    """One assistant message to learn from before any reward; `prompt` is all that comes before it.
+
+    An environment whose `worked_examples(seed)` yields these without end, of training tasks only, can teach the
+    starter policy.
+    """
+
+    prompt: tuple[Message, ...]
+    answer: Message
+    tools: tuple[dict[str, Any], ...] = ()
+
+
 class Environment(ABC):
     """What the model is asked, and what answers it. An episode has an environment object of its own.
 
     A single-turn environment writes `tasks` and `verifier`. Blocking code is welcome: the worker runs every method off
     its event loop. An exception in `reset`, `step` or `verifier` makes the episode invalid; it is recorded, not fatal.
+
+    A setting called `levels`, a list of difficulties from easy to hard, lets a run's curriculum choose among them: it
+    makes one object of the environment for each, with that level alone.
     """
 
     name: ClassVar[str]
@@ -67,7 +82,10 @@ class Environment(ABC):
         return task.prompt
 
     def step(self, message: Message) -> Reply | Awaitable[Reply]:
-        """Answer the model's message. The default ends the episode: single-turn."""
+        """Answer the model's message. The default ends the episode: single-turn.
+
+        Output of tools goes into messages of role "tool", one a call: that is how calls are counted.
+        """
         return Reply(done=True)
 
     def gold(self, task: Task) -> Sequence[Message]:

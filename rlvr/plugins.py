@@ -1,4 +1,4 @@
-"""Environments by name: an installed distribution's entry point, or `path/to/file.py:Class`."""
+"""Environments by name: an installed distribution's entry point, `path/to/file.py:Class`, or a URL that serves one."""
 
 from __future__ import annotations
 
@@ -20,17 +20,21 @@ GROUP = "rlvr.environments"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginInfo:
-    """One line of `rlvr env list`."""
+    """One line of `rlvr env list`. `problem` says why it cannot be used, where it cannot."""
 
     name: str
     distribution: str
     version: str
     summary: str
+    problem: str = ""
 
 
 def load_environment(name: str) -> type[Environment]:
     """The class behind a name. Raises `PluginError`, which lists what is installed."""
-    kind = _from_file(name) if ".py:" in name else _from_entry_point(name)
+    if name.startswith(("http://", "https://")):
+        kind = _from_url(name)
+    else:
+        kind = _from_file(name) if ".py:" in name else _from_entry_point(name)
     if not (isinstance(kind, type) and issubclass(kind, Environment)):
         raise PluginError(
             f"environment {name!r} leads to {kind!r}, which is no subclass of rlvr.interfaces.Environment"
@@ -57,16 +61,18 @@ def list_environments() -> list[PluginInfo]:
     found = []
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         distribution = entry.dist
+        summary = problem = ""
         try:
             summary = load_environment(entry.name).summary
         except PluginError as error:
-            summary = f"BROKEN: {error}"
+            problem = str(error)
         found.append(
             PluginInfo(
                 name=entry.name,
                 distribution=distribution.name if distribution else "?",
                 version=distribution.version if distribution else "?",
                 summary=summary,
+                problem=problem,
             )
         )
     return found
@@ -78,12 +84,18 @@ def _from_entry_point(name: str) -> Any:
         installed = ", ".join(sorted(entries)) or "none"
         raise PluginError(
             f"no environment named {name!r} is installed (installed: {installed}); install its distribution, or write "
-            "path/to/file.py:Class"
+            "path/to/file.py:Class or http://host:port"
         )
     try:
         return entries[name].load()
     except Exception as error:
         raise PluginError(f"environment {name!r} ({entries[name].value}) cannot be imported: {error!r}") from error
+
+
+def _from_url(url: str) -> Any:
+    from rlvr.remote.client import remote_environment
+
+    return remote_environment(url)
 
 
 def _from_file(name: str) -> Any:

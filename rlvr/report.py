@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
+_OWN_REWARD = re.compile("env/[^/]+/reward/mean")
 
 
 class Reporter:
@@ -46,7 +48,7 @@ class Reporter:
         parts = [
             f"step {int(metrics['step'])}/{num_steps}",
             f"held-out {accuracy:.1%}" if accuracy is not None else "held-out -",
-            f"reward {metrics.get('reward/mean', float('nan')):+.2f}",
+            f"reward {metrics.get('reward/mean', float('nan')):+.2f}{_by_environment(metrics)}",
             f"staleness {metrics['staleness/mean']:.1f} (max {int(metrics['staleness/max'])})",
             f"accepted {metrics['draft/acceptance']:.0%}" if "draft/acceptance" in metrics else "no drafts",
             f"{metrics.get('rollout/tokens_per_second', 0):,.0f} tokens/s",
@@ -66,6 +68,14 @@ class Reporter:
             table.add_row(name, before, after)
         self._console.print(table)
 
+    def grid(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Any other table."""
+        self.close()
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+
     def close(self) -> None:
         """Leave the live line as it is."""
         if self._status is not None:
@@ -73,6 +83,13 @@ class Reporter:
 
     def _clock(self) -> str:
         return _minutes(time.monotonic() - self._started)
+
+
+def _by_environment(metrics: Mapping[str, float]) -> str:
+    """ " (math_solver +0.21, tool_use -0.80)" where there are several."""
+    rewards = {name.split("/")[1]: value for name, value in metrics.items() if _OWN_REWARD.fullmatch(name)}
+    each = ", ".join(f"{name} {value:+.2f}" for name, value in sorted(rewards.items()))
+    return f" ({each})" if len(rewards) > 1 else ""
 
 
 def _minutes(seconds: float) -> str:

@@ -27,6 +27,7 @@ from typing import IO, Any
 from rlvr import types
 from rlvr.config import RunConfig, dump
 from rlvr.errors import CheckpointError
+from rlvr.evaluation import Evaluation
 from rlvr.tasks import Position, Ticket
 from rlvr.types import Episode
 
@@ -35,7 +36,10 @@ STATE_FILE = "run.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """All of a run that is not in the learner. `version` is the policy's: one more after every step."""
+    """All of a run that is not in the learner. `version` is the policy's: one more after every step.
+
+    `before` is the evaluation before the first step.
+    """
 
     step: int
     version: int
@@ -44,8 +48,19 @@ class RunState:
     ledger_length: int
     metrics_length: int
     trained_seconds: float
-    accuracy_before: float | None
-    draft_acceptance_before: float | None = None
+    before: Evaluation
+
+
+FRESH = RunState(
+    step=0,
+    version=0,
+    position=Position(),
+    pending=(),
+    ledger_length=0,
+    metrics_length=0,
+    trained_seconds=0.0,
+    before=Evaluation(),
+)
 
 
 class RunFolder:
@@ -87,10 +102,7 @@ class RunFolder:
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint."""
-        whole = [
-            folder for folder in (self.path / "checkpoints").glob("step-??????") if (folder / STATE_FILE).is_file()
-        ]
-        return max(whole, default=None)
+        return latest_checkpoint(self.path)
 
     def load_state(self, checkpoint: Path) -> RunState:
         """Raises `CheckpointError`."""
@@ -157,3 +169,9 @@ class RunFolder:
             closers.append(self._metrics.close)
         for close in [*closers, self._lock.close]:
             close()
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run folder."""
+    whole = [folder for folder in (run / "checkpoints").glob("step-??????") if (folder / STATE_FILE).is_file()]
+    return max(whole, default=None)

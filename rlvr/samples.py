@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from rlvr.algorithms.advantage import group_advantages, has_spread
-from rlvr.types import Episode, Group, Sample
+from rlvr.types import Episode, Group, LossSettings, Sample
 
 
-def samples_from_group(group: Group, *, normalize_by_std: bool, mask_truncated: bool) -> tuple[Sample, ...]:
+def samples_from_group(
+    group: Group, *, normalize_by_std: bool, mask_truncated: bool, loss: LossSettings
+) -> tuple[Sample, ...]:
     """One sample a valid episode that has tokens to learn from, in order; none at all where rewards have no spread.
 
     `mask_truncated` leaves out episodes that ran out of completion tokens; they still count in the group's baseline.
@@ -16,14 +18,15 @@ def samples_from_group(group: Group, *, normalize_by_std: bool, mask_truncated: 
         return ()
     advantages = group_advantages(rewards, normalize_by_std=normalize_by_std)
     samples = [
-        _sample(episode, advantage, group.birth_version)
+        sample_from_episode(episode, advantage, birth_version=group.birth_version, loss=loss)
         for episode, advantage in zip(group.episodes, advantages, strict=True)
         if advantage is not None and not (mask_truncated and episode.stop == "completion_budget")
     ]
     return tuple(sample for sample in samples if any(sample.loss_mask))
 
 
-def _sample(episode: Episode, advantage: float, birth_version: int) -> Sample:
+def sample_from_episode(episode: Episode, advantage: float, *, birth_version: int, loss: LossSettings) -> Sample:
+    """The whole conversation as one sequence, token by token as it was: prompts, tool output, completions."""
     token_ids: list[int] = []
     loss_mask: list[int] = []
     logprobs: list[float] = []
@@ -39,4 +42,5 @@ def _sample(episode: Episode, advantage: float, birth_version: int) -> Sample:
         behaviour_logprobs=tuple(logprobs),
         advantages=tuple(advantage * mask for mask in loss_mask),
         oldest_version=birth_version if oldest is None else oldest,
+        loss=loss,
     )

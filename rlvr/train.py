@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlvr.config import EnvironmentSection, RunConfig
+from rlvr.config import RunConfig
 from rlvr.errors import ConfigError
 from rlvr.interfaces import Environment
-from rlvr.plugins import make_environment
 from rlvr.report import Reporter
 from rlvr.run_folder import RunFolder
+from rlvr.tasks import Member, make_members
 from rlvr.types import THINK_END, THINK_START
 
 STARTER = "starter"
@@ -26,7 +26,7 @@ STARTER = "starter"
 class Prepared:
     """What the checks before a run have found and made."""
 
-    members: tuple[tuple[EnvironmentSection, Environment], ...]
+    members: tuple[Member, ...]
     model_folder: str
     vocabulary_size: int
 
@@ -64,22 +64,19 @@ def train(config: RunConfig, *, reporter: Reporter | None = None, engine_class: 
 
 def prepare(config: RunConfig, reporter: Reporter) -> Prepared:
     """Load the environments, find or build the policy, and check that they fit the rest. Raises `ConfigError`."""
-    members = tuple((section, make_environment(section.name, section.settings)) for section in config.environments)
-    names = [environment.name for _, environment in members]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"environments {names}: each may stand in the mixture once; add up their weights instead")
-    model_folder = policy_folder(config, members[0][1], reporter)
+    members = make_members(config.environments)
+    model_folder = policy_folder(config, [member.environment for member in members], reporter)
     return Prepared(
         members=members, model_folder=model_folder, vocabulary_size=check_policy(config, Path(model_folder))
     )
 
 
-def policy_folder(config: RunConfig, environment: Environment, reporter: Reporter) -> str:
+def policy_folder(config: RunConfig, environments: Sequence[Environment], reporter: Reporter) -> str:
     """The checkpoint folder that `policy.path` names; the starter is built where it is not cached."""
     if config.policy.path == STARTER:
         from rlvr.starter.build import build_starter
 
-        return str(build_starter(environment, seed=config.run.seed, progress=reporter.progress))
+        return str(build_starter(environments, seed=config.run.seed, progress=reporter.progress))
     return str(Path(config.policy.path).absolute())
 
 
@@ -108,13 +105,14 @@ def check_policy(config: RunConfig, folder: Path) -> int:
     limited = [
         section.name
         for section in config.environments
-        if any(tokens != "unlimited" for tokens in section.thinking_tokens)
+        if section.answer_tokens or any(budget.tokens != "unlimited" for budget in section.thinking_tokens)
     ]
     for mark in (THINK_START, THINK_END):
         if limited and len(tokenizer.encode(mark, add_special_tokens=False)) != 1:
             raise ConfigError(
                 f"environment {limited[0]!r} limits thinking_tokens, but {mark} is not one token of the policy "
-                f"{str(folder)!r}, so a thought cannot be closed; set thinking_tokens = ['unlimited']"
+                f"{str(folder)!r}, so a thought cannot be closed; set thinking_tokens = 'unlimited' and answer_tokens "
+                "= 0"
             )
     return len(tokenizer)
 
@@ -126,9 +124,13 @@ class RayConnection:
     Ray that another `rlvr train` started for itself is not joined.
     """
 
-    def __init__(self, config: RunConfig, reporter: Reporter) -> None:
+    def __init__(
+        self, config: RunConfig, reporter: Reporter, *, parts: Sequence[str] = ("inference", "learner", "rollout")
+    ) -> None:
+        """`parts` are the sections of the config whose actors will be started."""
         self._config = config
         self._reporter = reporter
+        self._parts = parts
 
     def __enter__(self) -> None:
         import ray
@@ -152,7 +154,7 @@ class RayConnection:
                 )
             ray.init(address=address, **options)
             self._reporter.say(f"joined the Ray cluster at {address}")
-        _check_resources(self._config, ray.cluster_resources())
+        _check_resources(self._config, ray.cluster_resources(), self._parts)
 
     def __exit__(self, *_: object) -> None:
         import ray
@@ -172,13 +174,16 @@ def _answers(address: str) -> bool:
     return True
 
 
-def _check_resources(config: RunConfig, available: dict[str, float]) -> None:
+def _check_resources(
+    config: RunConfig, available: dict[str, float], wanted: Sequence[str] = ("inference", "learner", "rollout")
+) -> None:
     """Raises `ConfigError` when the cluster could never place the actors: they would wait for ever."""
-    parts: Sequence[tuple[str, int, float, float]] = (
+    everything: Sequence[tuple[str, int, float, float]] = (
         ("inference", config.inference.num_engines, config.inference.cpus_per_engine, config.inference.gpus_per_engine),
         ("learner", config.learner.num_ranks, config.learner.cpus_per_rank, config.learner.gpus_per_rank),
         ("rollout", config.rollout.num_workers, config.rollout.cpus_per_worker, 0.0),
     )
+    parts = [part for part in everything if part[0] in wanted]
     for resource, index in (("CPU", 2), ("GPU", 3)):
         needed = sum(part[1] * float(part[index]) for part in parts)
         if needed > available.get(resource, 0.0):

@@ -5,8 +5,8 @@
 One concrete chain, for a group of two:
 
     Task(id="math_solver/train/17", prompt=(Message(role="user", content="12+30"),), reference={"answer": "42"})
-    Completion(token_ids=(9, 4, 2), logprobs=(-0.1, -0.7, 0.0), loss_mask=(1, 1, 0), weight_spans=((3, 0, 2), ...))
-        two tokens sampled by version 3, one forced while version 4 was live
+    Completion(token_ids=(9, 4, 2), logprobs=(-0.1, -0.7, 0.0), loss_mask=(1, 1, 0), weight_spans=((3, 0, 2),))
+        two tokens sampled by version 3, one forced
     Episode(..., verdict=Verdict(outcome="correct", reward=1.0, ...))
     Group(task, episodes=(correct one, incorrect one), birth_version=3)
     Sample(token_ids=prompt + completion, advantages=(0, ..., 2.0, 2.0, 2.0), oldest_version=3)
@@ -17,8 +17,10 @@ Nothing before `TrainBatch` needs torch, and every value up to `Episode` is plai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from pydantic import TypeAdapter
 
@@ -33,14 +35,24 @@ THINK_START, THINK_END = "<think>", "</think>"
 
 Outcome = Literal["correct", "incorrect", "invalid"]
 Stop = Literal["answered", "completion_budget", "turn_budget", "tool_call_budget", "time_budget", "error"]
+OverBudget = Literal["judge", "incorrect"]
+# What the model itself has used up; time is the machine's.
+OVER_BUDGET_STOPS: tuple[Stop, ...] = ("completion_budget", "turn_budget", "tool_call_budget")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What one episode may spend. `None` is unlimited.
+    """What one episode may spend, and what happens at the limits. `None` is unlimited. A run's config sets it.
 
-    `thinking_tokens` counts tokens inside `<think>`; 0 turns reasoning off. `completion_tokens` counts all that the
-    model writes over the whole episode, thought included. `seconds` is wall time of the whole episode.
+    `thinking_tokens` counts sampled tokens inside `<think>`; 0 turns reasoning off. `completion_tokens` counts all
+    that the model writes over the whole episode, thoughts and forced tokens included. `tool_calls` counts the `tool`
+    messages in replies: calls of one message are answered together, and past the limit there is no next call to the
+    model. `seconds` is wall time of the whole episode.
+
+    A thought at its limit is closed with forced tokens: the template's end of a thought, then `closing`. It is closed
+    early where the answer would otherwise have fewer than `answer_tokens` of the completion left. `note` is a line of
+    the prompt that tells the model its budget ("" tells nothing). `over_budget` is the verdict on an episode that ran
+    out of completion tokens, turns or tool calls: judge what there is, or incorrect.
     """
 
     thinking_tokens: int | None = None
@@ -48,6 +60,10 @@ class Budget:
     turns: int | None = 1
     tool_calls: int | None = None
     seconds: float | None = None
+    answer_tokens: int = 0
+    closing: str = ""
+    note: str = ""
+    over_budget: OverBudget = "judge"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,17 +75,26 @@ class Message:
     thinking: str = ""
 
 
+def last_answer(transcript: Sequence[Message]) -> str:
+    """What the assistant wrote last, its thought apart; empty where it wrote nothing."""
+    return next((message.content for message in reversed(transcript) if message.role == "assistant"), "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One problem. `reference` (plain JSON) is what the verifier judges by; the model never sees it.
 
-    `id` is "<environment>/<split>/<key>", unique in its environment and stable from a seed.
+    `id` is "<environment>/<split>/<key>", unique in its environment and stable from a seed. `tools` are what the
+    model may call, and see: OpenAI's function specs, `{"type": "function", "function": {"name", "description",
+    "parameters": <JSON Schema>}}`. `level` names a difficulty, for the curriculum and for metrics.
     """
 
     id: str
     environment: str
     prompt: tuple[Message, ...]
     reference: dict[str, Any]
+    tools: tuple[dict[str, Any], ...] = ()
+    level: str = ""
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
 
@@ -78,14 +103,14 @@ class Task:
 class SamplingParams:
     """How one completion is drawn.
 
-    `thinking_tokens` is what is left of the budget (`None`: unlimited): after so many tokens of thought the next one is
-    forced to be `</think>`. `temperature` 0 is greedy. `seed` fixes the draw for one request.
+    It ends with the policy's end-of-turn token or one of `stop_token_ids`. `temperature` 0 is greedy. `seed` fixes the
+    draw for one request.
     """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
-    thinking_tokens: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
 
 
@@ -99,11 +124,12 @@ class WeightSpan(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What an engine returned for one call; the four sequences have one entry a token.
+    """What the policy wrote in one turn; the first three sequences have one entry a token.
 
     `logprobs` are natural-log probabilities under the distribution drawn from (temperature included).
-    `loss_mask` is 0 on forced tokens, 1 on sampled ones. Of `num_draft_tokens` that the MTP layer proposed on the way,
-    the policy took `num_accepted_tokens`.
+    `loss_mask` is 0 on forced tokens, 1 on sampled ones; `weight_spans` cover the sampled ones. `num_thinking_tokens`
+    of these stand inside a thought. Of `num_draft_tokens` that the MTP layer proposed on the way, the policy took
+    `num_accepted_tokens`.
     """
 
     token_ids: tuple[int, ...]
@@ -111,6 +137,7 @@ class Completion:
     loss_mask: tuple[int, ...]
     finish_reason: FinishReason
     weight_spans: tuple[WeightSpan, ...]
+    num_thinking_tokens: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
 
@@ -138,6 +165,9 @@ class Turn:
     reply: Reply
 
 
+REWARDS: dict[Outcome, float | None] = {"correct": 1.0, "incorrect": -1.0, "invalid": None}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """`reward` is +1.0 for correct, -1.0 for incorrect, `None` for invalid (could not be judged; never trained on)."""
@@ -151,9 +181,29 @@ class Verdict:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        expected = {"correct": 1.0, "incorrect": -1.0, "invalid": None}[self.outcome]
+        expected = REWARDS[self.outcome]
         if self.reward != expected:
             raise ValueError(f"outcome {self.outcome!r} carries reward {expected}, not {self.reward}")
+
+
+class Judge(Protocol):
+    """Who gives a verdict; the whole of it is `rlvr.interfaces.Verifier`."""
+
+    id: str
+    version: str
+
+
+def judged(judge: Judge, outcome: Outcome, reason: str, *, checks: dict[str, bool], started: float) -> Verdict:
+    """The verdict of `judge`, with the reward of its outcome; `started` is when it began, by `time.perf_counter`."""
+    return Verdict(
+        outcome=outcome,
+        reward=REWARDS[outcome],
+        reason=reason,
+        checks=checks,
+        verifier=judge.id,
+        version=judge.version,
+        seconds=perf_counter() - started,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +234,17 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LossSettings:
+    """How an environment's samples are learned from: the temperature they were drawn at, and the loss's four bounds."""
+
+    temperature: float = 1.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    importance_min: float = 0.5
+    importance_max: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One training sequence: the tokens of an episode and, for each of them, what the loss needs.
 
@@ -196,6 +257,7 @@ class Sample:
     behaviour_logprobs: tuple[float, ...]
     advantages: tuple[float, ...]
     oldest_version: int
+    loss: LossSettings = LossSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -204,7 +266,7 @@ class MicroBatch:
 
     Sequence `j` is tokens `cu_seqlens[j]` to `cu_seqlens[j + 1]`; `position_ids` restart at 0 in each. The entries of
     `loss_mask`, `behaviour_logprobs` and `advantages` belong to the token at the same index, and the first token of a
-    sequence always has `loss_mask` 0.
+    sequence always has `loss_mask` 0. All of its samples share their loss settings.
     """
 
     token_ids: torch.Tensor  # int64
@@ -213,6 +275,7 @@ class MicroBatch:
     loss_mask: torch.Tensor  # float32, 0 or 1
     behaviour_logprobs: torch.Tensor  # float32
     advantages: torch.Tensor  # float32
+    loss: LossSettings = LossSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Literal, Protocol
+
+Language = Literal["python", "cpp", "node"]  # what a box has installed; all have Python
 
 Status = Literal[
     "finished",  # ended by itself, however: see `exit_code` and `signal`
@@ -18,13 +21,14 @@ Status = Literal[
     "out_of_memory",
     "too_many_processes",
     "output_limit",
-    "sandbox_failure",  # ours: the program did not start, or its supervisor lost it; `detail` says how
+    "sandbox_failure",  # ours: the program did not start, or its box was lost; `detail` says how
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one run may use. `output_bytes` holds for stdout and stderr each."""
+    """What one run may use. `output_bytes` holds for stdout and stderr each, `cpu_seconds` and `open_files` for each
+    process, `memory_bytes` for all of them together with their files, `processes` counts threads as well."""
 
     wall_seconds: float = 10.0
     cpu_seconds: float = 10.0
@@ -39,18 +43,25 @@ class Limits:
 class Program:
     """Either `source` (Python, run as the main program) or `argv`. `files` lie in its own working folder, by name.
 
-    `stdin` is all the program can read there, unless somebody talks with it (`Sandbox.run`).
+    `stdin` is all the program can read there, unless somebody talks with it (`Sandbox.run`). `language` picks the box.
     """
 
     source: str | None = None
     argv: tuple[str, ...] = ()
     files: dict[str, bytes] = field(default_factory=dict)
     stdin: bytes = b""
+    language: Language = "python"
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if (self.source is None) == (not self.argv):
             raise ValueError("a program has either a Python source or an argv")
+        for name in self.files:
+            path = PurePosixPath(name)
+            if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+                raise ValueError(f"file {name!r}: a name inside the program's folder is needed, without '..'")
+        if self.source is not None and "main.py" in self.files:
+            raise ValueError("file 'main.py': the source has that name; give another one")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,5 +108,16 @@ class Sandbox(Protocol):
 
         With `talk`, stdin and stdout belong to it; the program is killed soon after it returns, and `stdout` is empty.
         `talk` is cancelled soon after the program is gone.
+
+        A run whose box is lost is repeated, and is its program's own failure only when that ends one box after another
+        while canaries live. A talk cannot be repeated here: it ends as `sandbox_failure`, and whoever talks repeats it.
         """
+        ...
+
+    async def run_together(self, *parts: tuple[Program, Talk]) -> list[Execution]:
+        """Run programs that wait for each other: all start at once, when there is room for all."""
+        ...
+
+    async def healthy(self, program: Program) -> bool:
+        """Whether a canary runs well in a fresh box like that of `program`, and fast enough to trust the clock."""
         ...

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -28,6 +29,32 @@ def run_blocking(work: Coroutine[Any, Any, T]) -> T:
             future.cancel()
             _settle()
         raise
+
+
+async def in_thread(call: Callable[..., T], *args: Any) -> T:
+    """`asyncio.to_thread`, but at the exit of the process as well, where executors take no more work."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, result))
+
+    def work() -> None:
+        result, failure = None, None
+        try:
+            result = call(*args)
+        except BaseException as error:
+            failure = error
+        with suppress(RuntimeError):  # nobody waits any more: the loop is closed
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=work, name="rlvr-sandbox-call", daemon=True).start()
+    return await future
 
 
 def _settle() -> None:

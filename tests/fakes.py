@@ -158,6 +158,24 @@ class ScriptedSampler:
         return answer if isinstance(answer, Completion) else await answer()
 
 
+class StreamSampler:
+    """A policy whose next tokens are those of a stream, whatever it is asked: each call takes as many as it may."""
+
+    def __init__(self, stream: Sequence[int], *, eos: int) -> None:
+        self._stream = list(stream)
+        self._eos = eos
+        self.calls: list[Call] = []
+
+    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams, *, group: str) -> Completion:
+        self.calls.append(Call(tuple(prompt_ids), params, group))
+        taken: list[int] = []
+        while len(taken) < params.max_tokens:
+            taken.append(self._stream.pop(0))
+            if taken[-1] in (self._eos, *params.stop_token_ids):
+                return make_completion(taken, versions=(len(self.calls),), drafted=3, accepted=2)
+        return make_completion(taken, finish_reason="length", versions=(len(self.calls),), drafted=3, accepted=2)
+
+
 class CharacterTokenizer:
     """A token a character; the marks of the template are one token each. Its template opens a thought."""
 

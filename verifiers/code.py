@@ -21,14 +21,16 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from rlvr.types import Message, Outcome, Task, Verdict
+from rlvr.types import Message, Task, Verdict, judged
 from sandbox.base import Limits, Program, Sandbox
 from sandbox.blocking import run_blocking
-from sandbox.process import ProcessSandbox
+from sandbox.pool import TRIES
+from sandbox.shared import Kind, shared_sandbox
 from verifiers.code_calls import Finding, run_function_tests
 from verifiers.code_io import run_io_tests
 
@@ -46,31 +48,25 @@ class ReferenceProblem(ValueError):
 
 
 class CodeVerifier:
-    """Correct when every test passes. Invalid when the reference is at fault, or a canary shows that the sandbox is."""
+    """Correct when every test passes. Invalid when the reference is at fault, or the sandbox.
+
+    `sandbox` names a backend, whose boxes all verifiers of this process share, or is a `Sandbox` that belongs to the
+    event loop of `sandbox.blocking`.
+    """
 
     id = "code"
 
-    def __init__(self, sandbox: Sandbox | None = None, limits: Limits | None = None) -> None:
-        self._sandbox = ProcessSandbox() if sandbox is None else sandbox
+    def __init__(self, sandbox: Kind | Sandbox = "auto", limits: Limits | None = None) -> None:
+        """Raises `sandbox.pool.SandboxUnavailable`, which says what to install."""
+        self._sandbox = shared_sandbox(sandbox) if isinstance(sandbox, str) else sandbox
         self._limits = limits or Limits()
-        settings = f"{type(self._sandbox).__qualname__} {asdict(self._limits)} {TOTAL_SECONDS}"
+        settings = f"{asdict(self._limits)} {TOTAL_SECONDS}"
         self.version = hashlib.sha256(_CODE + settings.encode()).hexdigest()[:12]
 
     def verify(self, task: Task, transcript: Sequence[Message]) -> Verdict:
         """See `rlvr.interfaces.Verifier`. Blocks until the boxes are gone; any thread will do."""
-        start = perf_counter()
         checks = {"code": False, "loads": False, "tests": False}
-
-        def verdict(outcome: Outcome, reason: str) -> Verdict:
-            return Verdict(
-                outcome=outcome,
-                reward={"correct": 1.0, "incorrect": -1.0, "invalid": None}[outcome],
-                reason=reason,
-                checks=checks,
-                verifier=self.id,
-                version=self.version,
-                seconds=perf_counter() - start,
-            )
+        verdict = partial(judged, self, checks=checks, started=perf_counter())
 
         try:
             reference, limits, total_seconds = self._read(task.reference)
@@ -90,8 +86,8 @@ class CodeVerifier:
         checks["tests"] = finding.how == "passed"
         if finding.how == "reference":
             return verdict("invalid", f"the reference of task {task.id}: {finding.reason}")
-        if finding.how == "suspect":
-            return verdict("invalid", f"sandbox: {finding.reason}; the canary failed as well, or nothing had run yet")
+        if finding.how in ("lost", "broken"):
+            return verdict("invalid", f"sandbox: {finding.reason}")
         return verdict("correct" if finding.how == "passed" else "incorrect", finding.reason)
 
     def explain(self, task: Task, transcript: Sequence[Message]) -> list[str]:
@@ -135,23 +131,14 @@ class CodeVerifier:
         return full, replace(self._limits, **given), float(total_seconds)
 
     async def _find(self, source: str, reference: dict[str, Any], limits: Limits, total_seconds: float) -> Finding:
-        """Run the tests. A suspicion is put to a canary: only where that fails too does it stay a suspicion."""
-        for last in (False, True):
-            if "io" in reference:
-                finding = await run_io_tests(self._sandbox, source, reference, limits, total_seconds)
-            else:
-                finding = await run_function_tests(self._sandbox, source, reference, limits)
-            if finding.how != "suspect" or not await self._healthy(limits):
+        """Run the tests. What loses one box after another while canaries live in others is the model's own doing."""
+        if "io" in reference:
+            return await run_io_tests(self._sandbox, source, reference, limits, total_seconds)
+        for _ in range(TRIES):
+            finding = await run_function_tests(self._sandbox, source, reference, limits)
+            if finding.how != "lost" or not await self._sandbox.healthy(Program(source=source, limits=limits)):
                 return finding
-            if not finding.before_code and (last or "the sandbox failed" not in finding.reason):
-                return replace(finding, how="failed")
-        return finding
-
-    async def _healthy(self, limits: Limits) -> bool:
-        """Whether a program that cannot fail runs well in the same kind of box, and fast enough to trust the clock."""
-        execution = await self._sandbox.run(Program(source="print(6 * 7)", limits=limits))
-        in_time = execution.wall_seconds < 0.5 * limits.wall_seconds
-        return execution.status == "finished" and execution.stdout == b"42\n" and in_time
+        return replace(finding, how="failed")
 
 
 def extract(answer: str) -> str:

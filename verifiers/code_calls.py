@@ -24,14 +24,14 @@ GRACE_SECONDS = 5.0  # more for the tests than for the calls that they wait for
 class Finding:
     """How a test ended.
 
-    "suspect" means: this looks like a failure of ours, and a canary has to tell. `reason` then says what it is if the
-    canary is well; `before_code` that nothing of the model's had run by then, so that it cannot have been the model.
+    "lost" means: a box was lost in the middle of a conversation, which the sandbox cannot repeat. Only repeating it all
+    tells whose doing it was. "broken" means that it was ours for certain: nothing of the model's had run by then, or
+    the sandbox has said so.
     """
 
-    how: Literal["passed", "failed", "reference", "suspect"]
+    how: Literal["passed", "failed", "reference", "lost", "broken"]
     check: Literal["loads", "tests"]
     reason: str
-    before_code: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,61 +53,55 @@ async def run_function_tests(sandbox: Sandbox, source: str, reference: dict[str,
     """Run `reference["tests"]` against the entry point of `source`. Raises nothing that either of them does."""
     seen = Boxes()
     job = {"entry_point": reference["entry_point"], "setup": reference["setup"]}
-    calls: asyncio.Queue[tuple[bytes, asyncio.Future[bytes]]] = asyncio.Queue()
-    loaded = asyncio.Event()
+    # `None` and `b""` say that the other side has nothing more to say.
+    calls: asyncio.Queue[bytes | None] = asyncio.Queue()
+    answers: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def talk_to_solution(box: Conversation) -> None:
-        seen.solution_ready = bool(await box.receive())
-        if not seen.solution_ready:
-            return
-        await box.send(json.dumps(job | {"role": "solution", "source": source}).encode())
-        answer = _message(await box.receive())
-        if "failed" in answer:
-            seen.load_failure = str(answer["failed"])
-        seen.loaded = "loaded" in answer
-        loaded.set()
-        while seen.loaded:
-            line, reply = await calls.get()
-            await box.send(line)
-            answered = await box.receive()
-            if not reply.done():
-                reply.set_result(answered)
-            if not answered:
+        try:
+            seen.solution_ready = bool(await box.receive())
+            if not seen.solution_ready:
                 return
+            await box.send(json.dumps(job | {"role": "solution", "source": source}).encode())
+            loading = await box.receive()
+            seen.load_failure = _message(loading).get("failed")
+            seen.loaded = "loaded" in _message(loading)
+            if not seen.loaded:
+                return
+            answers.put_nowait(loading)
+            while line := await calls.get():
+                await box.send(line)
+                answers.put_nowait(await box.receive())
+        finally:
+            answers.put_nowait(b"")
 
     async def talk_to_tests(box: Conversation) -> None:
-        seen.tests_ready = bool(await box.receive())
-        if not seen.tests_ready or not await _first(loaded.wait(), solution) or not seen.loaded:
-            return
-        await box.send(json.dumps(job | {"role": "tests", "tests": reference["tests"]}).encode())
-        while line := await box.receive():
-            if line.startswith(b'{"end"'):
-                seen.end = _message(line)
+        try:
+            seen.tests_ready = bool(await box.receive())
+            if not seen.tests_ready or not await answers.get():
                 return
-            seen.calls += 1
-            reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-            calls.put_nowait((line, reply))
-            await _first(reply, solution)
-            if not reply.done() or not reply.result():
-                seen.unanswered = True
-                return
-            await box.send(reply.result())
+            await box.send(json.dumps(job | {"role": "tests", "tests": reference["tests"]}).encode())
+            while line := await box.receive():
+                if line.startswith(b'{"end"'):
+                    seen.end = _message(line)
+                    return
+                seen.calls += 1
+                calls.put_nowait(line)
+                answer = await answers.get()
+                if not answer:
+                    seen.unanswered = True
+                    return
+                await box.send(answer)
+        finally:
+            calls.put_nowait(None)
 
     tests_limits = replace(
         limits, wall_seconds=limits.wall_seconds + GRACE_SECONDS, output_bytes=max(limits.output_bytes, 64 << 20)
     )
-    solution = asyncio.ensure_future(sandbox.run(Program(source=BOX, limits=limits), talk_to_solution))
-    tests = asyncio.ensure_future(sandbox.run(Program(source=BOX, limits=tests_limits), talk_to_tests))
-    try:
-        seen.tests = await tests
-        # Where the tests came to no end because of the solution, its box ends by itself now, and tells how.
-        ended_by_it = seen.tests_ready and (seen.unanswered or not seen.loaded)
-        if seen.end is None and (ended_by_it or (solution.done() and not seen.solution_ready)):
-            seen.solution = await solution
-    finally:
-        for task in (solution, tests):
-            task.cancel()
-        await asyncio.gather(solution, tests, return_exceptions=True)
+    seen.tests, seen.solution = await sandbox.run_together(
+        (Program(source=BOX, limits=tests_limits), talk_to_tests),
+        (Program(source=BOX, limits=limits), talk_to_solution),
+    )
     return judge(seen, limits)
 
 
@@ -123,29 +117,23 @@ def judge(seen: Boxes, limits: Limits) -> Finding:
         return Finding(how="reference", check="tests", reason=why)
     if not seen.solution_ready or not seen.tests_ready:
         broken = seen.solution if not seen.solution_ready else seen.tests
-        return Finding(
-            how="suspect", check="loads", reason=f"a box did not start: {_fate(broken, limits)}", before_code=True
-        )
+        return Finding(how="broken", check="loads", reason=f"a box did not start: {_fate(broken, limits)}")
     if seen.load_failure is not None:
         return Finding(how="failed", check="loads", reason=f"the code does not load: {seen.load_failure}")
-    if seen.solution is not None:
+    if seen.unanswered or not seen.loaded:
         stage: Literal["loads", "tests"] = "tests" if seen.loaded else "loads"
         during = f"in call {seen.calls}" if seen.loaded else "while it was loaded"
         reason = f"the code ended {during} without an answer: {_fate(seen.solution, limits)}"
-        return Finding(how="suspect" if suspicious(seen.solution) else "failed", check=stage, reason=reason)
-    if seen.calls == 0:
+        return Finding(how="lost" if _lost(seen.solution) else "failed", check=stage, reason=reason)
+    if seen.calls == 0 and not _lost(seen.tests):
         reason = f"the tests ended before they called the function: {_fate(seen.tests, limits)}"
         return Finding(how="reference", check="tests", reason=reason)
     reason = f"the tests did not survive the answers: {_fate(seen.tests, limits)}"
-    doubt = seen.tests is None or suspicious(seen.tests)
-    return Finding(how="suspect" if doubt else "failed", check="tests", reason=reason)
+    return Finding(how="lost" if _lost(seen.tests) else "failed", check="tests", reason=reason)
 
 
-def suspicious(execution: Execution) -> bool:
-    """Whether this may have been our doing: the backend says so, someone else killed it, or the machine stood still."""
-    if execution.status == "wall_timeout":
-        return execution.cpu_seconds < 0.5 * execution.wall_seconds
-    return execution.status == "sandbox_failure" or execution.signal == 9
+def _lost(execution: Execution | None) -> bool:
+    return execution is None or execution.status == "sandbox_failure"
 
 
 def _fate(execution: Execution | None, limits: Limits) -> str:
@@ -177,14 +165,3 @@ def _message(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return message if isinstance(message, dict) else {}
-
-
-async def _first(wanted: Any, other: asyncio.Future[Any]) -> bool:
-    """Wait for `wanted` or for the end of `other`; whether `wanted` is done."""
-    task = asyncio.ensure_future(wanted)
-    await asyncio.wait({task, other}, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        return True
-    if not isinstance(wanted, asyncio.Future):
-        task.cancel()
-    return False

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from sandbox.base import Limits, Program, Sandbox
-from verifiers.code_calls import Finding, describe, suspicious
+from verifiers.code_calls import Finding, describe
 
 TOLERANCE = 1e-6
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d{1,3})?", re.ASCII)
@@ -59,7 +59,8 @@ async def run_io_tests(
         execution = await sandbox.run(Program(source=source, stdin=stdin, limits=own))
         if execution.status != "finished" or execution.exit_code != 0:
             reason = f"test {number} of {len(tests)}: {describe(execution, own)}"
-            return Finding(how="suspect" if suspicious(execution) else "failed", check="tests", reason=reason)
+            broken = execution.status == "sandbox_failure"  # the sandbox has repeated what can be repeated
+            return Finding(how="broken" if broken else "failed", check="tests", reason=reason)
         given = execution.stdout.decode(errors="replace")
         if not same_output(test["output"], given, reference["checker"]):
             reason = f"test {number} of {len(tests)}: wrote {given[:80]!r}, expected {test['output'][:80]!r}"

@@ -6,7 +6,8 @@ r"""Is an answer the reference? All rules of equality, for every kind of answer.
 - Percent: 28% is 0.28; and it is 28 where that is more than 1 (a question may have asked "how many percent?").
 - Units: both written, they must agree (1 m = 100 cm); where one side has none it is not asked for.
 - `x = 3`, `x \in S` and `f(x) = ...` stand for what they say of the name. Two names must agree.
-- Lists ("1, -2", "1 or -2", 1 \pm \sqrt2) and sets are compared without order; (tuples) and [intervals] with it.
+- Lists ("1, -2", "1 or -2", 1 \pm \sqrt2) and sets are compared without order; (tuples) and [intervals] with it, and
+  so are the values of different names ("x = 1, y = 2" and a bare "1, 2").
 - Equations are equal when their difference is a constant multiple, inequalities when it is a positive one; solved
   inequalities, intervals and unions of them are compared as sets of numbers.
 - Formulas are equal when they have the same values (`verifiers.numeric`).
@@ -18,17 +19,14 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from verifiers import numeric, units
-from verifiers.latex import FUNCTIONS, REALS, Decimal, Node, Tree
+from verifiers import intervals, numeric, units
+from verifiers.intervals import Interval
 from verifiers.numeric import Meter, Undefined
+from verifiers.tree import FUNCTIONS, ORDER, Decimal, Node, Tree, infinity, is_name, symbols
 
 MIN_DIGITS = 5
 MAX_ITEMS = 60
 _SCALARS = FUNCTIONS | {"sym", "const", "add", "mul", "pow", "root", "call", "abs", "floor", "ceil", "fact"}
-_ORDER = {"<", ">", "<=", ">=", "!="}
-
-End = tuple[Tree, bool]  # an end of an interval, and whether it belongs to it
-Interval = tuple[End, End]
 
 
 class _Unequal(Exception):
@@ -77,24 +75,22 @@ class _Comparison:
             if signs[0] == "~":
                 return None, tree
             parts = parts[: signs.index("~") + 1]
-        if not numeric.symbols(tree) or (signs[0] == "~" and not any(map(numeric.symbols, parts))):
+        if not symbols(tree) or (signs[0] == "~" and not any(map(symbols, parts))):
             if "~" not in signs:
                 self.same(parts)
-            elif any(abs(self.place(part) / (self.place(parts[0]) or 1) - 1) > 0.01 for part in parts[1:]):
+            elif any(abs(self.near(part) / (self.near(parts[0]) or 1) - 1) > 0.01 for part in parts[1:]):
                 raise _Unequal
             return None, parts[0]
         for lhs, rest in ((parts[0], parts[1:]), (parts[-1], parts[:-1])):
-            if self.is_name(lhs) and not any(numeric.symbols(lhs) & numeric.symbols(part) for part in rest):
+            if is_name(lhs) and not any(symbols(lhs) & symbols(part) for part in rest):
                 self.same(rest)
-                return lhs, rest[0] if len(rest) == 1 else rest[-1]
+                return _sorted_by_name(lhs, rest[-1])
         if isinstance(parts[0], Node) and parts[0].op == "call" and len(parts) == 2:
             return parts[0], parts[1]
         return None, tree
 
-    def is_name(self, tree: Tree) -> bool:
-        if isinstance(tree, Node) and tree.op == "seq":
-            return all(map(self.is_name, tree.args[2]))
-        return isinstance(tree, Node) and tree.op == "sym"
+    def near(self, tree: Tree) -> float:
+        return numeric.approximate(tree, self.meter)
 
     def same(self, parts: tuple[Tree, ...]) -> None:
         if not all(self.values(parts[-1], part) for part in parts[:-1]):
@@ -107,17 +103,16 @@ class _Comparison:
         )
 
     def relations(self, first: Tree, second: Tree, name_1: Tree | None, name_2: Tree | None) -> bool:
-        if name_1 and name_2 and (_op(name_1) != "scalar" or name_1.op != name_2.op):  # type: ignore[union-attr]
+        if name_1 and name_2 and name_1.op != name_2.op:  # type: ignore[union-attr]
             return self.values(self.named(first)[1], self.named(second)[1])  # f(x) = ... and y = ...
         kinds = [set(tree.args[0]) if isinstance(tree, Node) and tree.op == "rel" else None for tree in (first, second)]
         if kinds[0] == kinds[1] == {"="}:
             conditions = [self.conditions(tree) for tree in (first, second)]
             return self.match(conditions[0], conditions[1], self.condition)
-        intervals = [self.intervals(tree) for tree in (first, second)]
-        if intervals[0] is not None and intervals[1] is not None:
-            variables = [self.variable(tree) for tree in (first, second)]
-            return (None in variables or variables[0] == variables[1]) and self.same_set(intervals[0], intervals[1])
-        if None in kinds or not all(kind <= _ORDER for kind in kinds if kind):
+        variables = [intervals.variable(tree) for tree in (first, second)]
+        if (found := self.sets(first, second)) is not None:
+            return (None in variables or variables[0] == variables[1]) and found
+        if None in kinds or not all(kind <= ORDER for kind in kinds if kind):
             return False
         conditions = [self.conditions(tree) for tree in (first, second)]
         return self.match(conditions[0], conditions[1], self.condition)
@@ -138,7 +133,7 @@ class _Comparison:
         if first[0] != second[0]:
             return False
         if first == second:
-            return bool(numeric.symbols(first[1]))
+            return bool(symbols(first[1]))
         sign = numeric.proportional(first[1], second[1], self.meter)
         return sign > 0 or (sign < 0 and first[0] in ("=", "!="))
 
@@ -173,8 +168,7 @@ class _Comparison:
             return True
         if kind_1 == kind_2 and kind_1 in ("text", "opaque", "rel"):
             return bool(first == second) if kind_1 != "rel" else self.equal(first, second)
-        intervals = self.intervals(first), self.intervals(second)
-        return intervals[0] is not None and intervals[1] is not None and self.same_set(intervals[0], intervals[1])
+        return bool(self.sets(first, second))
 
     def numbers(self, first: Fraction, second: Fraction) -> bool:
         if first == second:
@@ -193,12 +187,12 @@ class _Comparison:
         return bool(int(scaled) == wanted or int(scaled + Fraction(1, 2)) == wanted)
 
     def formulas(self, first: Tree, second: Tree) -> bool:
-        if numeric.infinity(first) or numeric.infinity(second):
-            return numeric.infinity(first) == numeric.infinity(second)
+        if infinity(first) or infinity(second):
+            return infinity(first) == infinity(second)
         if numeric.identical(first, second, self.meter):
             return True
         decimal, other = (first, second) if isinstance(first, Decimal) else (second, first)
-        if not isinstance(decimal, Decimal) or decimal.digits < MIN_DIGITS or numeric.symbols(other):
+        if not isinstance(decimal, Decimal) or decimal.digits < MIN_DIGITS or symbols(other):
             return False
         value, context = numeric.constant(other, self.meter)
         if (value < 0) != (decimal < 0) or abs(context.mag(value)) > 200:
@@ -252,55 +246,67 @@ class _Comparison:
     # -- many values
 
     def collections(self, first: Tree, second: Tree) -> bool:
-        items = [self.items(first), self.items(second)]
         kinds = [_op(first), _op(second)]
+        items = [self.items(first), self.items(second)]
+        assigned = [self.assigned(side) for side in items]
         if "seq" in kinds:
-            tuple_ = first if kinds[0] == "seq" else second
-            other = kinds[1] if kinds[0] == "seq" else kinds[0]
-            if other != "list":
+            if "list" not in kinds:
                 return False
-            if kinds[0] == "seq" or kinds[1] == "seq":
-                listed = items[1] if kinds[0] == "seq" else items[0]
-                assigned = [self.named(item) for item in listed]
-                if all(name is not None for name, _ in assigned):
-                    listed = [value for _, value in sorted(assigned, key=lambda pair: str(pair[0]))]
-                if len(listed) < 3 and tuple_.args[0] != "(":  # type: ignore[union-attr]
-                    return False  # an interval is no pair of values
-                return self.in_order(tuple_.args[2], listed)  # type: ignore[union-attr]
-        if any(self.has_order(item) for side in items for item in side):
-            intervals = self.intervals(first), self.intervals(second)
-            if intervals[0] is not None and intervals[1] is not None:
-                return self.same_set(intervals[0], intervals[1])
+            place = kinds.index("seq")
+            opening, _, members = (first, second)[place].args  # type: ignore[union-attr]
+            listed = [value for _, value in assigned[1 - place]] or items[1 - place]
+            # An interval is no pair of values.
+            return (len(listed) > 2 or opening == "(") and self.in_order(members, listed)
+        if kinds[0] != kinds[1] and any(self.has_order(item) for side in items for item in side):
+            found = self.sets(first, second)
+            if found is not None:
+                return found
         if kinds.count("set") < 2 and "union" in kinds:
             return False
+        if "set" not in kinds and bool(assigned[0]) != bool(assigned[1]):
+            named = assigned[0] or assigned[1]
+            # The values of x and y have an order, and those of x_1 and x_2 have none.
+            if len({name.args[0][0] for name, _ in named if name.op in ("sym", "call")}) > 1:
+                values = [[value for _, value in side] or listed for side, listed in zip(assigned, items, strict=True)]
+                return "pm" not in kinds and self.in_order(values[0], values[1])
         if "set" in kinds:
             items = [self.distinct(side) for side in items]
         if len(items[0]) == len(items[1]) == 1 and items[0][0] == first and items[1][0] == second:
             return False
-        return self.match(items[0], items[1], self.equal)
+        return self.match(items[0], items[1], self.member)
+
+    def member(self, first: Tree, second: Tree) -> bool:
+        """As `equal`, but that within a collection 1 is not {1}."""
+        return (_op(first) == "set") == (_op(second) == "set") and self.equal(first, second)
+
+    def assigned(self, items: list[Tree]) -> list[tuple[Node, Tree]]:
+        """`y = 2, x = 1` as names and values in the order of the names; empty where any item has no name."""
+        pairs = [self.named(item) for item in items]
+        if any(name is None for name, _ in pairs):
+            return []
+        return sorted(pairs, key=lambda pair: str(pair[0]))  # type: ignore[arg-type]
 
     def items(self, tree: Tree) -> list[Tree]:
         """The single values of a list, a set or a plus-or-minus; any other tree is one value."""
         kind = _op(tree)
-        if kind == "pm":
-            centre, distance = tree.args  # type: ignore[union-attr]
-            minus = Node("mul", (Fraction(-1), distance)) if not isinstance(distance, Fraction) else -distance
-            if _op(centre) == "pm":
-                return [item for part in self.items(centre) for item in (_plus(part, distance), _plus(part, minus))]
-            return [_plus(centre, distance), _plus(centre, minus)]
-        if kind == "rel":
-            name, value = self.named(tree)
-            if name is not None and _op(value) in ("pm", "list", "set"):
-                return self.items(value)
         if kind not in ("list", "set"):
-            return [tree]
-        items = [item for part in tree.args for item in self.items(part)]  # type: ignore[union-attr]
+            return self.signs_of(tree)
+        items = [item for part in tree.args for item in self.signs_of(part)]  # type: ignore[union-attr]
         if len(items) > MAX_ITEMS:
             raise _Unequal
         return items
 
+    def signs_of(self, tree: Tree) -> list[Tree]:
+        """Both values of a plus-or-minus, also of `x = \\pm 2`; any other tree is one value."""
+        value = self.named(tree)[1] if _op(tree) == "rel" else tree
+        if _op(value) != "pm":
+            return [tree]
+        centre, distance = value.args  # type: ignore[union-attr]
+        minus = Node("mul", (Fraction(-1), distance)) if not isinstance(distance, Fraction) else -distance
+        return [item for part in self.signs_of(centre) for item in (_plus(part, distance), _plus(part, minus))]
+
     def has_order(self, tree: Tree) -> bool:
-        return _op(tree) in ("seq", "union") or (_op(tree) == "rel" and bool(set(tree.args[0]) & _ORDER))  # type: ignore[union-attr]
+        return _op(tree) in ("seq", "union") or (_op(tree) == "rel" and bool(set(tree.args[0]) & ORDER))  # type: ignore[union-attr]
 
     def distinct(self, items: list[Tree]) -> list[Tree]:
         kept: list[Tree] = []
@@ -340,92 +346,10 @@ class _Comparison:
 
     # -- sets of real numbers
 
-    def variable(self, tree: Tree) -> frozenset[str] | None:
-        return (numeric.symbols(tree) or None) if _op(tree) == "rel" else None
-
-    def intervals(self, tree: Tree) -> list[Interval] | None:
-        """A set of real numbers as intervals, sorted and disjoint; `None` where the tree is no such set."""
-        try:
-            return self.merged(self.pieces(tree))
-        except (Undefined, _Unequal):
-            return None
-
-    def pieces(self, tree: Tree) -> list[Interval]:
-        kind = _op(tree)
-        if kind == "seq" and len(tree.args[2]) == 2:  # type: ignore[union-attr]
-            opening, closing, (low, high) = tree.args  # type: ignore[union-attr]
-            return [((low, opening == "["), (high, closing == "]"))]
-        if kind == "set":
-            return [((item, True), (item, True)) for item in self.items(tree)]
-        if kind in ("union", "list"):
-            return [piece for part in tree.args for piece in self.pieces(part)]  # type: ignore[union-attr]
-        if kind == "minus":
-            whole, removed = (self.pieces(part) for part in tree.args)  # type: ignore[union-attr]
-            return self.without(whole, [piece[0][0] for piece in removed if piece[0] == piece[1]], len(removed))
-        if kind == "rel" and tree.args[0] == ("in",):  # type: ignore[union-attr]
-            return self.pieces(tree.args[1][1])  # type: ignore[union-attr]
-        if kind == "rel":
-            return self.solved(tree)
-        raise _Unequal
-
-    def solved(self, tree: Tree) -> list[Interval]:
-        """`x < 3`, `1 <= x < 3`, `x != 3`: a lone name between numbers."""
-        signs, parts = tree.args  # type: ignore[union-attr]
-        if not set(signs) <= _ORDER or len(parts) > 3:
-            raise _Unequal
-        if len(parts) == 2 and not self.is_name(parts[0]):
-            signs, parts = tuple(sign.translate(_FLIP) for sign in signs), parts[::-1]
-        name = parts[0] if len(parts) == 2 else parts[1]
-        if not self.is_name(name) or any(numeric.symbols(part) for part in parts if part is not name):
-            raise _Unequal
-        infinite = REALS.args[2]
-        if len(parts) == 2:
-            sign, end = signs[0], parts[1]
-            if sign == "!=":
-                return self.without([((infinite[0], False), (infinite[1], False))], [end], 1)
-            if sign[0] == "<":
-                return [((infinite[0], False), (end, sign == "<="))]
-            return [((end, sign == ">="), (infinite[1], False))]
-        if "!=" in signs or signs[0][0] != signs[1][0]:
-            raise _Unequal
-        ends = [(parts[0], signs[0][1:] == "="), (parts[2], signs[1][1:] == "=")]
-        return [(ends[0], ends[1])] if signs[0][0] == "<" else [(ends[1], ends[0])]
-
-    def without(self, pieces: list[Interval], points: list[Tree], count: int) -> list[Interval]:
-        if len(points) != count:
-            raise _Unequal
-        for point in points:
-            at = self.place(point)
-            split: list[Interval] = []
-            for low, high in pieces:
-                if self.place(low[0]) < at < self.place(high[0]):
-                    split += [(low, (point, False)), ((point, False), high)]
-                else:
-                    low = (low[0], low[1] and self.place(low[0]) != at)
-                    split.append((low, (high[0], high[1] and self.place(high[0]) != at)))
-            pieces = split
-        return pieces
-
-    def place(self, tree: Tree) -> float:
-        return numeric.approximate(tree, self.meter)
-
-    def merged(self, pieces: list[Interval]) -> list[Interval]:
-        if len(pieces) > MAX_ITEMS:
-            raise _Unequal
-        for low, high in pieces:
-            if self.place(low[0]) > self.place(high[0]):
-                raise _Unequal
-        result: list[Interval] = []
-        for low, high in sorted(pieces, key=lambda piece: (self.place(piece[0][0]), not piece[0][1])):
-            if result:
-                last_low, last_high = result[-1]
-                gap = self.place(low[0]) - self.place(last_high[0])
-                if gap < 0 or (gap == 0 and (low[1] or last_high[1])):
-                    if (self.place(high[0]), high[1]) > (self.place(last_high[0]), last_high[1]):
-                        result[-1] = (last_low, high)
-                    continue
-            result.append((low, high))
-        return result
+    def sets(self, first: Tree, second: Tree) -> bool | None:
+        """Whether two sets of real numbers are the same; `None` where one of the two is none."""
+        read_1, read_2 = intervals.read(first, self.meter), intervals.read(second, self.meter)
+        return None if read_1 is None or read_2 is None else self.same_set(read_1, read_2)
 
     def same_set(self, first: list[Interval], second: list[Interval]) -> bool:
         return len(first) == len(second) and all(
@@ -433,9 +357,6 @@ class _Comparison:
             for piece_1, piece_2 in zip(first, second, strict=True)
             for x, y in zip(piece_1, piece_2, strict=True)
         )
-
-
-_FLIP = str.maketrans("<>", "><")
 
 
 def _times(tree: Tree, unit: units.Unit) -> Tree:
@@ -446,6 +367,17 @@ def _plus(first: Tree, second: Tree) -> Tree:
     if isinstance(first, Fraction) and isinstance(second, Fraction):
         return first + second
     return Node("add", (first, second))
+
+
+def _sorted_by_name(name: Tree, value: Tree) -> tuple[Tree, Tree]:
+    """`(y, x) = (2, 1)` says what `(x, y) = (1, 2)` says."""
+    if not (isinstance(name, Node) and isinstance(value, Node) and name.op == value.op == "seq"):
+        return name, value
+    names, values = name.args[2], value.args[2]
+    if len(names) != len(values):
+        return name, value
+    order = sorted(range(len(names)), key=lambda i: str(names[i]))
+    return tuple(Node("seq", (*tree.args[:2], tuple(tree.args[2][i] for i in order))) for tree in (name, value))  # type: ignore[return-value]
 
 
 def _is_clock(written: str) -> bool:

@@ -3,10 +3,11 @@ r"""The math verifier: finds the answer in what the model wrote, and compares it
 **What counts as the answer** (`extract` is the one place to change it), in this order:
 
 1. Only the last assistant message counts, after its last `</think>` (nothing of a thought that never ends).
-2. If it has a `\boxed{...}` or `\fbox{...}` whose braces close, the last one is the answer. Boxes before it that are
-   joined to it by no more than a comma, "and", "or" or `x =` belong to it: together they are a list. A message in which
-   no box closes has no answer.
-3. Without any box: what follows the last "answer is", "answer:" or "####", up to the end of the sentence.
+2. If it has a `\boxed{...}` or `\fbox{...}` whose braces close, the last one is the answer (of boxes in a box, the
+   outer). Boxes before it that are joined to it by no more than signs, the number of an item, "and", "or" or `x =`
+   belong to it: together they are a list. A message in which no box closes has no answer.
+3. Without any box: what follows the last "answer is", "answer:" or "####", up to the end of the sentence; "the largest
+   n is" or "therefore" may stand before it, and nothing may stand behind it.
 4. Without that: the whole message, if it is mathematics or a short choice in words and nothing else.
 
 **What is equal** says `verifiers.equality`; what can be read, `verifiers.latex`. Nothing of the model's text is ever
@@ -21,22 +22,27 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 
-from rlvr.types import Message, Outcome, Task, Verdict
+from rlvr.types import Message, Outcome, Task, Verdict, judged, last_answer
 from verifiers import worker
 from verifiers.equality import equal
-from verifiers.latex import Decimal, Node, Tree, parse_tree
+from verifiers.latex import parse_tree
 from verifiers.numeric import Meter, TooCostly
 from verifiers.tokens import ParseError
+from verifiers.tree import Decimal, Node, Tree, show
 
 MAX_CONTENT = 100_000  # characters of an answer that are looked at, from its end
 MAX_STATED = 300  # characters of an answer outside a box
 WORKER_SECONDS = 1.0
 
-_FILES = ("math", "latex", "tokens", "units", "numeric", "equality", "math_worker", "worker")
+_FILES = (
+    *("math", "tokens", "units", "tree", "arithmetic", "atoms", "latex"),
+    *("numeric", "intervals", "equality", "math_worker", "worker"),
+)
 _VERSION = hashlib.sha256(b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in _FILES)).hexdigest()[
     :12
 ]
@@ -44,13 +50,24 @@ _POOL = worker.WorkerPool("verifiers.math_worker")
 Reading = tuple[str, bool, Tree]  # text, whether its commas may group thousands, tree
 
 _BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
-_BRACES = re.compile(r"\\[{}]|[{}]")
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+_BETWEEN = r"[\s$,;&()\[\]\\*_/|\u2022-]*"
 _JOINED = re.compile(
-    r"[\s$,;&()\[\]\\]*(?:(?:\\text\s*\{)?\s*(?:and|or)\s*\}?)?[\s$,;&()\[\]\\]*(?:[A-Za-z](?:_\d)?\s*=\s*)?\s*"
+    _BETWEEN + r"(?:(?:\\text\s*\{)?\s*(?:and|or)\s*\}?)?" + _BETWEEN + r"(?:\d{1,2}[.)]" + _BETWEEN + r")?"
+    r"(?:[A-Za-z](?:_\d)?\s*=\s*)?\s*"
 )
 _STATED = re.compile(r"answer\s*(?:\*\*)?\s*(?:is\b|[:=])|final answer\b|####", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.\s+(?=[A-Z])|\n|<\|")
 _INLINE = re.compile(r"(?<!\\)\$([^$]{1,300})\$|\\\(([^$]{1,300}?)\\\)")
+_ASSERTED = re.compile(
+    r"(?!.*\b(?:not|no|never|neither|either|nor|or|if|unless|but|than)\b)[^\d]*? is\s+", re.IGNORECASE
+)
+_ADVERBS = re.compile(
+    r"(?:\b(?:therefore|thus|hence|so|then|simply|just|exactly|clearly|indeed|now|equal to|given by|that|we have|"
+    r"we get|we obtain|we find)\b|[\s,:*_])*",
+    re.IGNORECASE,
+)
+_CHOICES_ONLY = re.compile(r"(?:\b(?:[A-J]|and|or|not|text)\b|[^A-Za-z0-9])*")
 _CHOICE = re.compile(
     r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*\(?([A-J])\s*(?:\)|(?=\})|\.\s|:\s)[}\s.:)~\\]*(.*)", re.DOTALL
 )
@@ -74,27 +91,15 @@ class MathVerifier:
     version = _VERSION
 
     def verify(self, task: Task, transcript: Sequence[Message]) -> Verdict:
-        start = perf_counter()
         checks = {"boxed": False, "parses": False, "equal": False}
-
-        def verdict(outcome: Outcome, reason: str) -> Verdict:
-            return Verdict(
-                outcome=outcome,
-                reward={"correct": 1.0, "incorrect": -1.0, "invalid": None}[outcome],
-                reason=reason,
-                checks=checks,
-                verifier=self.id,
-                version=self.version,
-                seconds=perf_counter() - start,
-            )
+        verdict = partial(judged, self, checks=checks, started=perf_counter())
 
         try:
             reference = str(task.reference["answer"])
             expected = _readings_of_reference(reference)
         except (KeyError, ParseError) as error:
             return verdict("invalid", f"the reference of task {task.id} is no expression: {error!r}")
-        content = next((message.content for message in reversed(transcript) if message.role == "assistant"), "")
-        found = extract(content)
+        found = extract(last_answer(transcript))
         if found is None:
             return verdict("incorrect", "no complete \\boxed{...} and no plain answer")
         checks["boxed"] = found.box
@@ -124,6 +129,20 @@ class MathVerifier:
         checks["equal"] = True
         return verdict("correct", where)
 
+    def explain(self, task: Task, transcript: Sequence[Message]) -> list[str]:
+        """What is taken for the answer, and how it and the reference are read: lines for a person."""
+        found = extract(last_answer(transcript))
+        if found is None:
+            return ["extracted: nothing"]
+        lines = [f"extracted {'from a box' if found.box else 'outside a box'}: {text[:300]}" for text in found.texts]
+        texts = [("the reference", _answer_of(str(task.reference.get("answer"))))]
+        for name, text in texts + [("the answer", text) for text in found.texts]:
+            try:
+                lines += [f"{name} is read as: {show(tree)[:300]}" for _, _, tree in readings(text)]
+            except ParseError as error:
+                lines.append(f"{name} is not read: {error}")
+        return lines
+
 
 def parse(text: str) -> Tree:
     """The tree of `text`; an exact number is a `Fraction`. Raises `ParseError`, and nothing else, on any text."""
@@ -140,8 +159,9 @@ def extract(content: str) -> Found | None:
     if stated:
         rest = content[stated[-1] :].lstrip(" \t\n*:=_").removeprefix("is ")[:MAX_STATED]
         sentence = _plain(_SENTENCE_END.split(rest, maxsplit=1)[0])
-        inline = [first or second for first, second in _INLINE.findall(sentence)]
-        texts = [sentence, _plain(sentence.rpartition(" is ")[2]), *(inline if len(inline) == 1 else [])]
+        asserted = _ASSERTED.match(sentence)
+        adverbs = _ADVERBS.match(sentence)
+        texts = [sentence, *(_plain(sentence[lead.end() :]) for lead in (asserted, adverbs) if lead and lead.end())]
         return Found(tuple(text for text in texts if text.strip()), False)
     whole = _plain(content)
     return Found((whole,), False) if 0 < len(whole) <= MAX_STATED and "\n\n" not in whole else None
@@ -168,12 +188,13 @@ def last_boxed(content: str) -> str | None:
     if not boxes:
         return None
     boxes.sort()
+    boxes = [box for box, before in zip(boxes, _furthest(boxes), strict=True) if box[1] > before]  # the outer ones
     start, stop = boxes.pop()
     parts = [content[start + 1 : stop]]
     while boxes and len(parts) < 20:
         before = opening[start]
         start, stop = boxes.pop()
-        if stop >= before or before - stop > 60 or not _JOINED.fullmatch(content[stop + 1 : before]):
+        if before - stop > 60 or not _JOINED.fullmatch(content[stop + 1 : before]):
             break
         part = content[start + 1 : stop]
         if part not in parts:
@@ -181,10 +202,13 @@ def last_boxed(content: str) -> str | None:
     return parts[0] if len(parts) == 1 else " , ".join(parts)
 
 
+def _furthest(boxes: list[tuple[int, int]]) -> list[int]:
+    """For each box, where the furthest of those that open before it closes."""
+    return list(accumulate((stop for _, stop in boxes[:-1]), max, initial=-1))
+
+
 def readings(text: str) -> tuple[Reading, ...]:
     """The ways to read `text`: "(1,234)" is a number in brackets or a pair. Raises `ParseError`."""
-    if "boxed" in text:
-        text = last_boxed(text) or text
     result: tuple[Reading, ...] = ((text, True, parse_tree(text)),)
     if _GROUPED.search(text):
         try:
@@ -196,7 +220,14 @@ def readings(text: str) -> tuple[Reading, ...]:
     return result
 
 
-_readings_of_reference = lru_cache(maxsize=256)(readings)  # a group's episodes share a reference
+def _answer_of(reference: str) -> str:
+    """A reference may be a whole solution, with its answer in a box."""
+    return (last_boxed(reference) if "box" in reference else None) or reference
+
+
+@lru_cache(maxsize=256)  # a group's episodes share a reference
+def _readings_of_reference(text: str) -> tuple[Reading, ...]:
+    return readings(_answer_of(text))
 
 
 def _any_equal(expected: tuple[Reading, ...], given: tuple[Reading, ...]) -> bool:
@@ -234,7 +265,7 @@ def _compare_in_worker(reference: Reading, answer: Reading) -> bool:
 def _chosen(text: str, expected: tuple[Reading, ...]) -> str:
     r"""`\textbf{(C) } 42` is C where the reference is a letter, and 42 where it is not."""
     choice = _CHOICE.fullmatch(text.strip().strip("$"))
-    if choice is None or _CHOICE.search(choice[2]):
+    if choice is None or _CHOICE.search(choice[2]) or (choice[2].strip(" }$") and _CHOICES_ONLY.fullmatch(choice[2])):
         return text
     tree = expected[0][2]
     is_letter = isinstance(tree, Node) and tree.op == "sym" and len(tree.args[0]) == 1

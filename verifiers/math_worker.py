@@ -10,12 +10,12 @@ from verifiers.numeric import Meter
 from verifiers.worker import serve
 
 
-def compare(request: dict[str, Any]) -> bool:
+def compare(request: dict[str, Any], _: object) -> bool:
     reference, answer = (
         parse_tree(text, thousands=thousands) for text, thousands in (request["reference"], request["answer"])
     )
     return equal(reference, answer, Meter(None))
 
 
-if __name__ == "__main__":
+def main() -> None:
     serve(compare)

@@ -19,19 +19,25 @@ from typing import Any
 
 from mpmath import MPContext
 
-from verifiers.latex import Node, Tree
+from verifiers.tree import Tree, has_steps, infinity, size, symbols
 
 PRIME = 2**255 - 19
 _ROOT_OF_MINUS_ONE = pow(2, (PRIME - 1) // 4, PRIME)
 _LOCAL = threading.local()  # mpmath's precision belongs to a context: one a thread
 BASE_BITS = 200
+FINE_BITS = 4000  # where those are not enough to see every part of a formula
 MAX_BITS = 8000  # of the numbers in two formulas that are no rational functions; beyond, only the same text is equal
+MAX_GAMMA_BITS = 1000  # of precision: the coefficients of the gamma function take 0.1 s at 1000, 4 s at 4000
 MAX_EXPONENT = 1e5  # of e, in any value on the way
 BUDGET = 40_000  # evaluations of a node at 256 bits that one verdict may cost in this process
 
 
 class Undefined(ValueError):
     """The formula has no value here: a division by zero, an infinity, or a value too large to compute."""
+
+
+class Unresolved(Undefined):
+    """A part vanishes beside another at this precision: the two formulas cannot be told apart here."""
 
 
 class TooCostly(Exception):
@@ -53,36 +59,6 @@ class Meter:
             self.left -= cost
             if self.left < 0:
                 raise TooCostly
-
-
-def children(tree: Tree) -> tuple[Any, ...]:
-    """The parts of a node that are trees."""
-    if isinstance(tree, Fraction) or tree.op in ("sym", "const", "text", "opaque"):
-        return ()
-    args = tree.args
-    if tree.op in ("rel", "seq"):
-        args = args[-1]
-    elif tree.op == "matrix":
-        args = tuple(part for row in args for part in row)
-    return tuple(part for part in args if isinstance(part, Fraction | Node))
-
-
-def symbols(tree: Tree) -> frozenset[str]:
-    if isinstance(tree, Node) and tree.op == "sym":
-        return frozenset(tree.args)
-    parts = [symbols(part) for part in children(tree)]
-    return frozenset().union(*parts) if parts else frozenset()
-
-
-def size(tree: Tree) -> tuple[int, int]:
-    """Nodes of a tree, and bits of the numbers in it."""
-    if isinstance(tree, Fraction):
-        return 1, tree.numerator.bit_length() + tree.denominator.bit_length()
-    nodes, bits = 1, 0
-    for part in children(tree):
-        more = size(part)
-        nodes, bits = nodes + more[0], bits + more[1]
-    return nodes, bits
 
 
 def identical(first: Tree, second: Tree, meter: Meter) -> bool:
@@ -165,16 +141,6 @@ def approximate(tree: Tree, meter: Meter) -> float:
     return float(constant(tree, meter)[0])
 
 
-def infinity(tree: Tree) -> int:
-    """1 and -1 for plus and minus infinity, 0 for all else."""
-    if tree == Node("const", ("oo",)):
-        return 1
-    if isinstance(tree, Node) and tree.op == "mul" and len(tree.args) == 2 and tree.args[1] == Node("const", ("oo",)):
-        factor = tree.args[0]
-        return (factor > 0) - (factor < 0) if isinstance(factor, Fraction) else 0
-    return 0
-
-
 # -- exact: modulo a prime
 
 
@@ -249,15 +215,21 @@ def _is_real(value: Any, context: Any) -> bool:
 def _values(first: Tree, second: Tree, names: list[str], turn: int, meter: Meter) -> Any:
     context = _context(first, second)
     meter.charge((size(first)[0] + size(second)[0]) * (context.prec // 256 + 1))
+    whole = turn % 2 and (has_steps(first) or has_steps(second))
     point = {}
     for name in names:
         unit = context.ldexp(_random(name, turn) >> 384, -128)  # in [0, 1)
         low, wide = ((0, 1), (-2, 2), (1, 3), (-9, 18), (1, 9), (10, 90))[turn % 6]
-        point[name] = low + wide * unit
-    try:
-        return _evaluate(first, point, context), _evaluate(second, point, context), context
-    except (Undefined, ZeroDivisionError, OverflowError, ValueError):
-        return None
+        point[name] = context.floor(low + wide * unit) if whole else low + wide * unit
+    for precision in (context.prec, FINE_BITS):
+        context.prec = max(precision, context.prec)
+        try:
+            return _evaluate(first, point, context), _evaluate(second, point, context), context
+        except Unresolved:
+            meter.charge((size(first)[0] + size(second)[0]) * (FINE_BITS // 8))  # far dearer than it is long
+        except (Undefined, ZeroDivisionError, OverflowError, ValueError):
+            return None
+    return None
 
 
 _ONE_ARGUMENT: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
@@ -283,6 +255,8 @@ _ONE_ARGUMENT: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
     "ceil": lambda c, x: (c.ceil(x), c.zero),
     "fact": lambda c, x: (c.gamma(x + 1), abs(c.gamma(x + 1)) * (1 + c.ln(abs(x) + 2))),
 }
+
+_STEEP = {"ln", "abs", "fact", "sin", "tan", "arcsin", "arctan", "sinh"}  # near 0 they are no constants
 
 
 def _evaluate(tree: Tree, point: dict[str, Any], context: Any) -> tuple[Any, Any]:
@@ -312,6 +286,10 @@ def _evaluate(tree: Tree, point: dict[str, Any], context: Any) -> tuple[Any, Any
     parts = [_evaluate(part, point, context) for part in args]
     if op == "add":
         value = sum(part[0] for part in parts)
+        largest = max((context.mag(part) for part, _ in parts if part), default=0)
+        for part, error in parts:
+            if _matters(part, error, context) and context.mag(part) < largest - context.prec + 60:
+                raise Unresolved
         return value, sum(part[1] for part in parts) + abs(value)
     if op == "mul":
         value, error = parts[0]
@@ -329,6 +307,8 @@ def _evaluate(tree: Tree, point: dict[str, Any], context: Any) -> tuple[Any, Any
         logarithm = context.ln(value)
         if abs(exponent * logarithm) > MAX_EXPONENT:
             raise Undefined
+        if _matters(exponent, exponent_error, context) and context.mag(exponent) < 60 - context.prec:
+            raise Unresolved
         power = args[1]
         if isinstance(power, Fraction) and power.denominator == 1:
             result = value**power.numerator
@@ -339,11 +319,29 @@ def _evaluate(tree: Tree, point: dict[str, Any], context: Any) -> tuple[Any, Any
     if op in _ONE_ARGUMENT:
         if abs(value) > MAX_EXPONENT and op not in ("ln", "abs", "floor", "ceil"):
             raise Undefined
-        if op == "fact" and abs(value) > 1000:
+        if op == "fact" and (abs(value) > 1000 or context.prec > MAX_GAMMA_BITS):
             raise Undefined
+        if op in ("floor", "ceil"):
+            nearest = context.nint(context.re(value))
+            if abs(value - nearest) <= error * context.ldexp(1, 24 - context.prec):
+                return nearest, context.zero
+        elif _is_flat(op, value, context) and _matters(value, error, context):
+            raise Unresolved
         result, slope = _ONE_ARGUMENT[op](context, value)
         return result, abs(result) + slope * error + 1
     raise Undefined
+
+
+def _is_flat(op: str, value: Any, context: Any) -> bool:
+    """Whether the function is so flat here that its argument is lost in its value: 1 - cos(10^-300), 1 - tanh(1000)."""
+    if op == "tanh":
+        return bool(abs(context.re(value)) * 3 > context.prec - 60)
+    return op not in _STEEP and bool(value) and bool(2 * context.mag(value) < 60 - context.prec)
+
+
+def _matters(value: Any, error: Any, context: Any) -> bool:
+    """Whether a value is truly other than 0, and no residue of rounding."""
+    return bool(value and abs(value) > error * context.ldexp(1, 24 - context.prec))
 
 
 def _bounded(value: Any, context: Any) -> Any:

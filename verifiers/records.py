@@ -3,7 +3,8 @@
 An *episode* is a line of a run's episode log (`rlvr.types.Episode`). A *plain record* is any program's JSON object:
 
     "verifier"     math, code, sql or tool_calls; or "environment", an installed environment's name
-    "completion"   the model's text, or its messages; or "messages", the whole conversation in OpenAI's form
+    "completion"   the model's text, or its messages; or "messages", the whole conversation in OpenAI's form (with a
+                   completion as well, they are its prompt)
     "reference"    what the verifier judges by; for math also the bare answer
     "prompt"       optional: a text, or messages;   "id", "metadata"   optional, passed through
 
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlvr.errors import ConfigError
-from rlvr.types import Episode, Message, Role, Task, Verdict, episode_from_json
+from rlvr.types import OVER_BUDGET_STOPS, Episode, Message, Role, Task, Verdict, episode_from_json
 from verifiers.registry import VERIFIERS, tool_call_text
 
 MAX_LINE = 64 << 20  # bytes
@@ -163,6 +164,7 @@ def _episode(line: bytes) -> Record:
         field = ".".join(map(str, errors[0]["loc"]))
         raise RecordError(f"{field}: {errors[0]['msg']}") from None
     broke_off = episode.verdict.outcome == "invalid" and episode.stop in ("error", "time_budget")
+    over_budget = episode.task.budget.over_budget == "incorrect" and episode.stop in OVER_BUDGET_STOPS
     return Record(
         id=episode.id,
         verifier=None,
@@ -170,7 +172,7 @@ def _episode(line: bytes) -> Record:
         task=episode.task,
         transcript=transcript_of(episode),
         online=episode.verdict,
-        final=episode.verdict if broke_off else None,
+        final=episode.verdict if broke_off or over_budget else None,
     )
 
 
@@ -198,24 +200,17 @@ def _plain(data: dict[str, Any], *, gold: bool) -> Record:
         if verifier not in (None, "math") or not isinstance(reference, (str, int, float)):
             raise RecordError("reference: not a JSON object")
         reference = {"answer": reference if isinstance(reference, str) else json.dumps(reference)}
-    if "messages" in data:
-        transcript = _messages(data["messages"], "messages")
-    else:
-        transcript = _messages(data.get("prompt") or [], "prompt", role="user")
-        if "completion" in data:
-            transcript += _messages(data["completion"], "completion", role="assistant")
-        elif not gold:
-            raise RecordError("completion: missing")
-    if not gold and not any(message.role == "assistant" for message in transcript):
-        raise RecordError(f"{'messages' if 'messages' in data else 'completion'}: no message of the assistant")
+    transcript, num_prompt = _transcript(data)
+    if not gold and not any(message.role == "assistant" for message in transcript[num_prompt:]):
+        field = "messages" if "messages" in data and "completion" not in data else "completion"
+        raise RecordError(f"{field}: {'no message of the assistant' if field in data else 'missing'}")
     record_id = data.get("id")
     if not (record_id is None or isinstance(record_id, (str, int))):
         raise RecordError("id: neither a text nor a whole number")
-    first_answer = next((i for i, message in enumerate(transcript) if message.role == "assistant"), len(transcript))
     task = Task(
         id=str(record_id) if record_id is not None else "record",
         environment=environment or "",
-        prompt=tuple(transcript[:first_answer]),
+        prompt=tuple(transcript[:num_prompt]),
         reference=reference,
     )
     return Record(
@@ -226,6 +221,20 @@ def _plain(data: dict[str, Any], *, gold: bool) -> Record:
         transcript=tuple(transcript),
         metadata=data.get("metadata"),
     )
+
+
+def _transcript(data: dict[str, Any]) -> tuple[list[Message], int]:
+    """All messages, and how many of them are the prompt: up to the completion; else to the assistant's first answer."""
+    if "messages" in data:
+        transcript = _messages(data["messages"], "messages")
+    else:
+        transcript = _messages(data.get("prompt") or [], "prompt", role="user")
+    if "completion" in data:
+        num_prompt = len(transcript)
+        return transcript + _messages(data["completion"], "completion", role="assistant"), num_prompt
+    if "messages" not in data:
+        return transcript, len(transcript)
+    return transcript, next((i for i, each in enumerate(transcript) if each.role == "assistant"), len(transcript))
 
 
 def _messages(value: Any, field: str, role: str = "user") -> list[Message]:

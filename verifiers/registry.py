@@ -7,12 +7,14 @@ import json
 from contextlib import suppress
 from typing import Any
 
+from rlvr.errors import RlvrError
 from rlvr.interfaces import Verifier
 
 VERIFIERS = {
     "math": "verifiers.math:MathVerifier",
     "code": "verifiers.code:CodeVerifier",
     "sql": "verifiers.sql:SqlVerifier",
+    "sql_postgresql": "verifiers.sql_postgres:PostgresVerifier",
     "tool_calls": "verifiers.tool_calls:ToolCallVerifier",
 }
 
@@ -32,9 +34,9 @@ def make_verifier(name: str) -> Verifier:
     module_name, _, class_name = VERIFIERS[name].partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+        verifier: Verifier = getattr(module, class_name)()
+    except (ModuleNotFoundError, RlvrError) as error:
         raise UnknownVerifier(f"{name!r} cannot be loaded: {error}") from error
-    verifier: Verifier = getattr(module, class_name)()
     return verifier
 
 
@@ -44,7 +46,7 @@ def gold_answer(name: str, reference: dict[str, Any]) -> str:
         return f"\\boxed{{{reference['answer']}}}"
     if name == "code" and isinstance(reference.get("solution"), str):
         return f"```python\n{reference['solution']}\n```"
-    if name == "sql" and isinstance(reference.get("query"), str):
+    if name in ("sql", "sql_postgresql") and isinstance(reference.get("query"), str):
         return f"```sql\n{reference['query']}\n```"
     if name == "tool_calls" and isinstance(reference.get("calls"), list):
         return "\n".join(tool_call_text(call) for call in reference["calls"])

@@ -64,7 +64,6 @@ class Scorer:
     def explain(self, job: Job) -> str:
         """One record's way to its verdict, for a person. Raises `RecordError`."""
         record = parse(job.data)
-        judge = self._judge(record, job.file)
         verdict = self._verdict(record, job)
         answer = next((m for m in reversed(record.transcript) if m.role == "assistant"), None)
         lines = [f"{job.file}:{job.line}" + (f"  id {record.id}" if record.id is not None else "")]
@@ -75,9 +74,9 @@ class Scorer:
             lines.append("answer, the last message of the assistant:")
             lines += [f"    {line}" for line in answer.content[-2_000:].splitlines()]
         lines.append(f"reference: {json.dumps(record.task.reference)[:500]}")
-        explain = getattr(judge, "explain", None)
-        if explain is not None and record.final is None:
-            lines += list(explain(record.task, record.transcript))
+        if record.final is None and verdict.version:
+            explain = getattr(self._judge(record, job.file), "explain", None)
+            lines += [] if explain is None else explain(record.task, record.transcript)
         decided = next((name for name, passed in verdict.checks.items() if not passed), None)
         lines += [f"check {name}: {'passed' if passed else 'failed'}" for name, passed in verdict.checks.items()]
         lines.append(f"decided by: {decided or 'every check, and all passed'}")
@@ -87,7 +86,12 @@ class Scorer:
         return "\n".join(lines)
 
     def _verdict(self, record: Record, job: Job) -> Verdict:
-        judge = self._judge(record, job.file)
+        try:
+            judge = self._judge(record, job.file)
+        except RecordError:
+            raise
+        except Exception as error:  # the environment's code: online it makes the episode invalid
+            return invalid(record.environment or "", "", f"no verifier: {error!r}")
         transcript: Sequence[Message] = record.transcript
         if job.mode == "gold":
             try:

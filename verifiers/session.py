@@ -56,11 +56,11 @@ class Session:
         with Workers(count, record_seconds=options.record_seconds) as workers:
             # After the fork: the index of the old verdicts is large, and no worker needs a copy.
             self._difference = Difference(options.diff) if options.diff else None
-            out, skip = self._open_out()
+            out, skip, last = self._open_out()
             before = signal.signal(signal.SIGINT, lambda *_: self._interrupt(workers))
             flushed = time.monotonic()
             try:
-                jobs = islice(self._jobs("gold" if options.gold else "score"), skip, None)
+                jobs = self._left("gold" if options.gold else "score", skip, last)
                 for result in self._audited(workers, jobs) if options.audit else workers.map(jobs):
                     self._take(result)
                     if out is not None:
@@ -118,6 +118,16 @@ class Session:
             self._bytes_before += lines.size
             self._lines = None
 
+    def _left(self, mode: Mode, skip: int, last: str) -> Iterator[Job]:
+        """The jobs after the first `skip`, which an output holds that ends with the record at `last`."""
+        jobs = self._jobs(mode)
+        job = next(islice(jobs, skip - 1, None), None) if skip else None
+        if skip and (job is None or f"{job.file}:{job.line}" != last):
+            raise ConfigError(
+                f"--resume: {self._options.out} ends with {last}, which is not record {skip} of the input"
+            )
+        yield from jobs
+
     def _has_id(self, data: bytes, which: str) -> bool:
         try:
             record = json.loads(data)
@@ -133,32 +143,33 @@ class Session:
 
     # ---- output
 
-    def _open_out(self) -> tuple[IO[bytes] | None, int]:
-        """The output, and how many records it holds already."""
+    def _open_out(self) -> tuple[IO[bytes] | None, int, str]:
+        """The output, how many records it holds already, and the place of the last of them."""
         options = self._options
         if options.out in (None, "-"):
             if options.resume:
                 raise ConfigError("--resume goes on with a file: name it with --out")
-            return (None if options.out is None else sys.stdout.buffer), 0
+            return (None if options.out is None else sys.stdout.buffer), 0, ""
         path = Path(options.out)
         for other in [*self._files, options.diff or ""]:
             if other not in ("", "-") and path.exists() and path.samefile(other):
                 raise ConfigError(f"--out {path} is also read from; name another file")
         if not options.resume or not path.exists():
-            return path.open("wb", buffering=1 << 18), 0
-        whole, length = 0, 0
+            return path.open("wb", buffering=1 << 18), 0, ""
+        whole, length, last = 0, 0, ""
         with path.open("rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    result = from_line(json.loads(line))
+                    result = from_line(old := json.loads(line))
+                    last = f"{old['file']}:{old['line']}"
                 except (ValueError, KeyError, TypeError):
                     raise ConfigError(f"--resume: {path}:{whole + 1} is no line of `rlvr verify --out`") from None
                 whole, length = whole + 1, length + len(line)
                 self._take(result)
         os.truncate(path, length)
-        return path.open("ab", buffering=1 << 18), whole
+        return path.open("ab", buffering=1 << 18), whole, last
 
     def _take(self, result: Result) -> None:
         self._done += 1

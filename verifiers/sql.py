@@ -23,20 +23,41 @@ the verdict invalid.
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from rlvr.types import Message, Outcome, Task, Verdict
-from verifiers.sql_text import extract, is_query
-from verifiers.sql_worker import Pool, Reply
+from rlvr.types import Message, Task, Verdict, judged, last_answer
+from verifiers import worker
+from verifiers.sql_text import Top, extract, is_query
 
 GRACE = 0.5  # seconds that a worker has beyond its own limits to say that they passed
-_SOURCE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("sql*.py"))))
-_pool = Pool()
+_HERE = Path(__file__).parent
+_SOURCE = hashlib.sha256(b"".join(path.read_bytes() for path in [*sorted(_HERE.glob("sql*.py")), _HERE / "worker.py"]))
+_pool = worker.WorkerPool("verifiers.sql_worker")
+_turns: list[threading.Lock] = []
+
+
+def _open_turns() -> None:
+    _turns[:] = [threading.Lock() for _ in range(64)]
+
+
+_open_turns()
+os.register_at_fork(after_in_child=_open_turns)  # a child has the locks, but not the threads that would let them go
+
+
+class Reply(NamedTuple):
+    """`answer` is None where the worker died or was killed; `stage` tells whose work it was at."""
+
+    answer: dict[str, Any] | None
+    stage: Literal["reference", "query"]
+    timed_out: bool
 
 
 class SqlSettings(BaseModel):
@@ -58,8 +79,10 @@ class SqlSettings(BaseModel):
     instances: int = Field(80, ge=0, le=1000, description="fuzzed instances; half as many for new constants")
     seed: int = 0
     now: str = Field("2025-01-15 12:00:00", description="what 'now' and CURRENT_TIMESTAMP are, in UTC")
-    seconds: float = Field(2.0, gt=0, description="wall time of a query on all instances, and of making those for it")
-    reference_seconds: float = Field(20.0, gt=0, description="wall time of preparing a reference")
+    seconds: float = Field(
+        0.5, gt=0, description="processor time of a query on all instances, or twice what the reference took"
+    )
+    reference_seconds: float = Field(20.0, gt=0, description="processor time of preparing a reference")
     max_steps: PositiveInt = Field(5_000_000, description="VM steps on one instance, or 20 times the reference's")
     max_rows: PositiveInt = Field(50_000, description="of the reference; a query may return no more than that does")
     max_value_bytes: PositiveInt = Field(200_000, description="size of one value")
@@ -85,27 +108,15 @@ class SqlVerifier:
 
     def verify(self, task: Task, transcript: Sequence[Message]) -> Verdict:
         """The last assistant message holds the query: see `sql_text.extract`."""
-        start = perf_counter()
         checks = {"extracted": False}
-
-        def verdict(outcome: Outcome, reason: str) -> Verdict:
-            return Verdict(
-                outcome=outcome,
-                reward={"correct": 1.0, "incorrect": -1.0, "invalid": None}[outcome],
-                reason=reason,
-                checks=checks,
-                verifier=self.id,
-                version=self.version,
-                seconds=perf_counter() - start,
-            )
+        verdict = partial(judged, self, checks=checks, started=perf_counter())
 
         try:
             settings = self._settings(task)
             request = _request(task, settings)
         except (KeyError, TypeError, ValueError) as error:
             return verdict("invalid", f"the reference of task {task.id}: {_told(error)}")
-        content = next((message.content for message in reversed(transcript) if message.role == "assistant"), "")
-        query = extract(content)
+        query = extract(last_answer(transcript))
         if query is None:
             return verdict("incorrect", "no query in the answer: a fenced sql block, or the query alone")
         checks["extracted"] = True
@@ -114,13 +125,14 @@ class SqlVerifier:
         if not is_query(query):
             checks["read_only"] = False
             return verdict("incorrect", "the statement is no SELECT, WITH or VALUES")
-        reply = _ask({**request, "query": query}, settings)
+        reply = self._in_turn({**request, "query": query}, settings)
         if reply.answer is None and reply.stage == "query":
-            canary = _ask({**request, "query": request["reference"] or "SELECT 1"}, settings)
+            canary = self._in_turn({**request, "query": request["reference"] or "SELECT 1"}, settings)
             if canary.answer is not None and canary.answer["outcome"] != "invalid":
                 checks |= {"read_only": True, "runs": False}
-                limit = f"ran for more than {settings.seconds:g} seconds" if reply.timed_out else "brought SQLite down"
-                return verdict("incorrect", f"the query {limit}")
+                return verdict(
+                    "incorrect", f"the query {'runs for too long' if reply.timed_out else 'brings SQLite down'}"
+                )
             return verdict("invalid", "the SQL worker fails on the reference too: out of time or memory here")
         if reply.answer is None:
             why = f"took more than {settings.reference_seconds:g} seconds" if reply.timed_out else "ended its worker"
@@ -135,6 +147,37 @@ class SqlVerifier:
             checks["rows"] = outcome == "correct"
         return verdict(outcome, reason)
 
+    def explain(self, task: Task, transcript: Sequence[Message]) -> list[str]:
+        """The query that is run, and what it is held to: lines for a person."""
+        query = extract(last_answer(transcript))
+        lines = ["extracted query:", *(f"    {line}" for line in (query or "none").splitlines()[:60])]
+        try:
+            settings = self._settings(task)
+            top = Top(_request(task, settings)["reference"])
+        except (KeyError, TypeError, ValueError) as error:
+            return [*lines, f"reference: {_told(error)}"]
+        ordered = top.ordered if settings.order == "reference" else settings.order == "always"
+        num = settings.instances if settings.mode == "equivalent" else 0
+        return [
+            *lines,
+            f"mode: {settings.mode}, on the given instance and {num} fuzzed ones",
+            f"the order of rows {'counts' if ordered else 'does not count'}; columns by {settings.columns}",
+        ]
+
+    def _in_turn(self, request: dict[str, Any], settings: SqlSettings) -> Reply:
+        """One query on a reference at a time: preparing it takes longer than all the queries of a group, and the first
+        prepares it for the others."""
+        with _turns[hash((request["schema"], request["reference"])) % len(_turns)]:
+            return self._ask(request, settings)
+
+    def _ask(self, request: dict[str, Any], settings: SqlSettings) -> Reply:
+        """Asks a worker, which is ended where it does not answer."""
+        try:
+            return Reply(_pool.call(request, settings.reference_seconds + GRACE), "query", timed_out=False)
+        except worker.WorkerError as error:
+            late = isinstance(error, worker.WorkerTimeoutError)
+            return Reply(None, "query" if error.stage else "reference", timed_out=late)
+
     def _settings(self, task: Task) -> SqlSettings:
         own = task.reference.get("settings")
         return SqlSettings.model_validate(self.settings.model_dump() | own) if own else self.settings
@@ -147,17 +190,6 @@ def _request(task: Task, settings: SqlSettings) -> dict[str, Any]:
         if not isinstance(value, str):
             raise TypeError(f"{name!r} is {type(value).__name__}, not text")
     return {"schema": schema, "reference": query, "settings": settings.plain()}
-
-
-def _ask(request: dict[str, Any], settings: SqlSettings) -> Reply:
-    """Asks a worker, and ends it where it does not answer."""
-    with _pool.worker() as worker:
-        # Twice: the instances around the query's own constants are made after the stage line, in as much time.
-        reply = worker.ask(request, settings.reference_seconds + GRACE, 2 * settings.seconds + GRACE)
-        if reply.answer is None:
-            worker.process.kill()
-            worker.process.wait()
-        return reply
 
 
 def _told(error: Exception) -> str:

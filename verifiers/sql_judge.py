@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
+from verifiers import sql_run
 from verifiers.sql_compare import Expectation, Rules, difference
 from verifiers.sql_instances import Schema
 from verifiers.sql_run import Database, QueryError, Result, Row
@@ -22,10 +22,30 @@ from verifiers.sql_values import constants
 
 KEPT = 8  # prepared references; a group's queries come close together
 SLACK = 20  # times the reference's steps that a query may take, where that is more than `max_steps`
+FAIR = 2  # times the reference's processor time that a query may take, where that is more than `seconds`
+GRACE = 0.2  # seconds of a query beyond its limit, to say that it passed
 
 
 class ReferenceFault(Exception):
     """The reference itself cannot be used. The message names what is wrong with it."""
+
+
+class Queryable(Protocol):
+    """One database of an engine: `sql_run.Database`, or another with its contract."""
+
+    def run(self, sql: str, *, max_rows: int, max_bytes: int, max_steps: int, deadline: float) -> Result: ...
+
+    def lock(self, max_value_bytes: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Fuzzer(Protocol):
+    """Makes databases of one schema: `sql_instances.Schema`."""
+
+    def instances(
+        self, queries: list[str], num: int, seed: str, deadline: float
+    ) -> Iterator[tuple[Queryable, Queryable]]: ...
 
 
 @dataclass(frozen=True)
@@ -33,28 +53,27 @@ class Instance:
     """A database, what the reference answers on it, and in how many steps."""
 
     name: str
-    database: Database
+    database: Queryable
     expected: Expectation
     steps: int
 
 
 class Reference:
-    """A schema and a query, run on all instances."""
+    """A schema and a query, run on all instances. The engine is SQLite; a subclass's `open` chooses another."""
 
     def __init__(self, schema: str, query: str, settings: dict[str, Any]) -> None:
         self.query, self.settings = query, settings
         self.rules = Rules(**settings["rules"])
         self.seed = hashlib.sha256(f"{schema}\0{query}\0{settings['seed']}".encode()).hexdigest()
         self.constants = constants(query)
-        self.deadline = monotonic() + settings["reference_seconds"]
+        self.seconds = self._running = 0.0  # what its own runs took while it was prepared; what they have taken so far
+        self.deadline = sql_run.clock() + settings["reference_seconds"]
         self.max_steps = SLACK * settings["max_steps"]
-        given = Database(settings["now"])
         try:
-            given.load(schema, self.deadline)
+            given, self.schema = self.open(schema)
         except Exception as error:
             raise ReferenceFault(f"the schema fails: {type(error).__name__}: {error}") from error
         self.top = Top(query)
-        self.schema = Schema(given, settings["now"]) if settings["instances"] else None
         self.names: list[str] = []
         if settings["mode"] == "executes" and not query.strip():
             given.lock(settings["max_value_bytes"])
@@ -69,13 +88,25 @@ class Reference:
         self.instances = [first]
         if settings["mode"] == "equivalent" and self.schema is not None:
             self.instances += self._fuzzed([query], settings["instances"], "fuzzed instance")
+        self.seconds = self._running
+
+    def open(self, schema: str) -> tuple[Queryable, Fuzzer | None]:
+        """The given instance, and what makes others like it, unless the settings want none."""
+        given = Database(self.settings["now"])
+        given.load(schema, self.deadline)
+        return given, Schema(given, self.settings["now"]) if self.settings["instances"] else None
+
+    @property
+    def query_seconds(self) -> float:
+        """What a query may take on the instances of this reference."""
+        return float(max(self.settings["seconds"], FAIR * self.seconds))
 
     def extra(self, query: str) -> list[Instance]:
         """Instances around the constants that `query` has and the reference has not."""
         if self.schema is None or not constants(query) - self.constants:
             return []
         # Not the reference's own limits: constants can be chosen to make it slow.
-        self.deadline = monotonic() + self.settings["seconds"]
+        self.deadline = sql_run.clock() + self.query_seconds / 2
         self.max_steps = self.settings["max_steps"]
         return self._fuzzed([self.query, query], max(self.settings["instances"] // 2, 1), "instance of its constants")
 
@@ -98,23 +129,26 @@ class Reference:
             database.close()
         return instances
 
-    def _instance(self, name: str, database: Database) -> Instance:
+    def _instance(self, name: str, database: Queryable) -> Instance:
         database.lock(self.settings["max_value_bytes"])
         result = self._run(database, self.query)
         self.names = result.names
         return Instance(name, database, self._expectation(database, result), result.steps)
 
-    def _run(self, database: Database, query: str) -> Result:
-        limits = self.settings
-        return database.run(
-            query,
-            max_rows=limits["max_rows"],
-            max_bytes=limits["max_result_bytes"],
-            max_steps=self.max_steps,
-            deadline=self.deadline,
-        )
+    def _run(self, database: Queryable, query: str) -> Result:
+        limits, start = self.settings, sql_run.clock()
+        try:
+            return database.run(
+                query,
+                max_rows=limits["max_rows"],
+                max_bytes=limits["max_result_bytes"],
+                max_steps=self.max_steps,
+                deadline=self.deadline,
+            )
+        finally:
+            self._running += sql_run.clock() - start
 
-    def _expectation(self, database: Database, result: Result) -> Expectation:
+    def _expectation(self, database: Queryable, result: Result) -> Expectation:
         """What the reference allows: ties in any order, and any of them where a LIMIT cuts through."""
         ordered = self.top.ordered if self.settings["order"] == "reference" else self.settings["order"] == "always"
         strict = Expectation([[row] for row in result.rows] if ordered else [result.rows])
@@ -136,7 +170,7 @@ class Reference:
             return strict  # the rewritten query is not the same query
         return expected
 
-    def _groups(self, database: Database, names: list[str]) -> list[list[Row]] | None:
+    def _groups(self, database: Queryable, names: list[str]) -> list[list[Row]] | None:
         """The rows without LIMIT, in groups that the ORDER BY leaves equal."""
         if not self.top.ordered:
             return [self._run(database, self.top.unlimited).rows]
@@ -162,16 +196,16 @@ class Judge:
     def __init__(self) -> None:
         self._kept: OrderedDict[str, Reference] = OrderedDict()
 
-    def judge(self, request: dict[str, Any], ready: Callable[[], None]) -> dict[str, Any]:
-        """`ready` is called between the reference's work and the first look at the query."""
+    def judge(self, request: dict[str, Any], go_on: Callable[[float], None]) -> dict[str, Any]:
+        """`go_on` is called with the query's time limit, between the reference's work and the first look at it."""
         try:
             reference = self._reference(request)
         except ReferenceFault as fault:
             return {"outcome": "invalid", "reason": str(fault), "checks": {}}
         except Exception as error:  # ours; over the query it would end this process, and the parent look into it
             return {"outcome": "invalid", "reason": f"it cannot be prepared: {error!r}", "checks": {}}
-        ready()
-        return _judge(reference, request["query"], request["settings"])
+        go_on(2 * reference.query_seconds + GRACE)  # half of it for instances around the query's own constants
+        return compare(reference, request["query"], request["settings"])
 
     def _reference(self, request: dict[str, Any]) -> Reference:
         key = json.dumps([request["schema"], request["reference"], request["settings"]], sort_keys=True)
@@ -185,15 +219,16 @@ class Judge:
         return reference
 
 
-def _judge(reference: Reference, query: str, settings: dict[str, Any]) -> dict[str, Any]:
+def compare(reference: Reference, query: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a request: the query against the reference, instance by instance."""
     checks = {"read_only": True, "runs": False}
-    deadline = monotonic() + settings["seconds"]
+    deadline = sql_run.clock() + reference.query_seconds
     equivalent = settings["mode"] == "equivalent"
 
     def answer(outcome: str, reason: str) -> dict[str, Any]:
         return {"outcome": outcome, "reason": reason, "checks": checks}
 
-    def compare(instance: Instance) -> str | None:
+    def look(instance: Instance) -> str | None:
         """What is wrong with the query on one instance."""
         size = sum(map(len, instance.expected.groups))
         try:
@@ -225,16 +260,16 @@ def _judge(reference: Reference, query: str, settings: dict[str, Any]) -> dict[s
         return None if wrong is None else f"on {instance.name}: {wrong}"
 
     for instance in reference.instances:
-        wrong = compare(instance)
+        wrong = look(instance)
         if wrong is not None:
             return answer("incorrect", wrong)
     num = len(reference.instances)
     if equivalent:
         extra = reference.extra(query)
-        deadline = monotonic() + settings["seconds"] / 2
+        deadline = sql_run.clock() + reference.query_seconds / 2
         try:
             for instance in extra:
-                wrong = compare(instance)
+                wrong = look(instance)
                 if wrong is not None:
                     return answer("incorrect", wrong)
         finally:

@@ -14,6 +14,7 @@ from typing import Any
 Value = None | int | float | str | bytes
 Row = tuple[Value, ...]
 
+clock: Callable[[], float] = monotonic  # what deadlines are told by; a worker process sets it to its processor time
 STRIDE = 1_000  # VM steps between two looks at the limits
 MAX_COLUMNS = 256
 MAX_PATTERN = 256  # bytes of a LIKE or GLOB pattern: matching costs its length times the text's
@@ -67,7 +68,7 @@ class Database:
             return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
 
         self.connection.set_authorizer(authorize)
-        self.connection.set_progress_handler(lambda: monotonic() > deadline, 10_000)
+        self.connection.set_progress_handler(lambda: clock() > deadline, 10_000)
         try:
             self.connection.executescript(script)
         finally:
@@ -78,6 +79,8 @@ class Database:
         """From now on the database is only read. Call once, when its rows are in."""
         names = self.connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
         self._tables = frozenset(name.lower() for (name,) in names)
+        for function in _TABLE_FUNCTIONS:  # SQLite declares them on first use, which it would not be let do later
+            self.connection.execute(f"SELECT 1 FROM {function}('[]')")
         self.connection.execute("PRAGMA query_only = ON")
         for limit, value in (
             (sqlite3.SQLITE_LIMIT_LENGTH, max_value_bytes),
@@ -97,7 +100,7 @@ class Database:
         def tick() -> bool:
             nonlocal steps, over
             steps += STRIDE
-            over = "steps" if steps > max_steps else "time" if monotonic() > deadline else ""
+            over = "steps" if steps > max_steps else "time" if clock() > deadline else ""
             return bool(over)
 
         self._denied = ""
@@ -146,7 +149,7 @@ class Database:
                 return sqlite3.SQLITE_OK
             self._denied = f"the function {second}"
         elif first in _SCHEMA_TABLES:
-            self._denied = "this virtual table"  # SQLite declares it on first use
+            self._denied = "this virtual table"  # declaring it, which SQLite does on first use
         else:
             self._denied = f"{_ACTIONS.get(action, f'action {action}')} {first or ''}".strip()
         return sqlite3.SQLITE_DENY

@@ -161,7 +161,7 @@ class Top:
                 return None
             over = ", ".join(key for key in keys if key)
             body = self.sql[:body_end]
-            return f'SELECT *, dense_rank() OVER (ORDER BY {over}) AS "{RANK}" FROM (\n{body}\n) ORDER BY "{RANK}"'
+            return f'SELECT *, dense_rank() OVER (ORDER BY {over}) AS "{RANK}" FROM (\n{body}\n) AS q ORDER BY "{RANK}"'
         if len(items) != len(names) and any(len(term) and term[0].kind == "number" for term in terms):
             return None  # a star in the list: positions cannot be told
         over = ", ".join(self._inner_key(term, items) for term in terms)

@@ -20,6 +20,7 @@ from verifiers.sql_text import Token, tokens
 
 MAX_CONSTANTS = 60
 MAX_CONSTANT_LENGTH = 100
+MAX_WINDOW = 200  # of a LIMIT for which there is an instance with more rows
 REACH = 14  # tokens before a constant among which the columns are looked for that it is compared with
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?$")
 _YEAR = re.compile(r"(?:19|20)\d\d$")
@@ -58,7 +59,8 @@ class Hints:
                     self._add(words, i, value, columns)
 
     def _add(self, words: list[Token], i: int, value: Value, columns: set[str]) -> None:
-        if isinstance(value, int) and 1 < value <= 40:
+        window = any(word.upper in ("LIMIT", "OFFSET") for word in words[max(i - 3, 0) : i])
+        if isinstance(value, int) and 1 < value <= (MAX_WINDOW if window else 40):
             self.counts.append(value)
         before = [t.name for t in reversed(words[max(i - REACH, 0) : i]) if t.name in columns]
         names = before[:2] or [t.name for t in words[i : i + 5] if t.name in columns][:1]
@@ -191,7 +193,7 @@ def _dates_around(value: Value) -> Sequence[Value]:
 GENERIC: dict[str, list[Value]] = {
     "integer": [0, 1, 1, 1, 2, 2, 3, 4, 5, 6, 7, 10, -1, 100],  # 1 leaves the other factor of a product as it is
     "real": [0, 1, 2, 0.5, 2.5, 10, 10.25, 100, -1.5, 50],
-    "text": ["a", "b", "A", "ab", "c", "", "Zed", "b a"],
+    "text": ["a", "b", "A", "ab", "c", "", "Zed", "b a", " a"],
     "date": [
         "2020-01-01",
         "2020-06-15",
@@ -217,6 +219,7 @@ class Pool:
         self.focus = [value for constant in near for value in around(constant, kind)]
         self.exact = [value for constant in near for value in around(constant, kind)[:1]]
         self.close = [value for constant in near for value in around(constant, kind)[:3]]
+        self.far = [value * factor for value in self.exact if isinstance(value, int | float) for factor in (2, 3, 10)]
         loose = [value for constant in hints.loose for value in around(constant, kind)[:3]]
         self.generic = [*GENERIC[kind], *dict.fromkeys(samples), *loose]
         if kind == "text":
@@ -231,7 +234,9 @@ class Pool:
         them the more often the larger `skew` is."""
         if self.focus and rng.random() < focus:
             chance = rng.random()
-            return rng.choice(self.exact if chance < 0.3 else self.close if chance < 0.65 else self.focus)
+            if self.far and chance > 0.85:  # a group's sum, mean and least then lie on different sides of the constant
+                return rng.choice(self.far)
+            return rng.choice(self.exact if chance < 0.3 else self.close if chance < 0.6 else self.focus)
         return others[int(len(others) * rng.random() ** skew)]
 
     def fresh(self, rng: random.Random) -> Value:

@@ -86,6 +86,7 @@ _SCANNERS = {
 _SEPARATORS = str.maketrans("", "", ",{}\\! ")
 _WRAPPER = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf|tt)?|mathrm|mathbf|mbox|hbox|boldsymbol|bm|operatorname)\s*\{")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' \-,]*[A-Za-z.]?")
+_DOTTED = re.compile(r"\b([ap])\.\s?(m)\.?(?![A-Za-z])", re.IGNORECASE)  # a.m., p.m.
 _SHORT = re.compile(r"[b-df-hj-np-tv-z]{1,3}", re.IGNORECASE)
 _ARTICLES = ("the ", "a ", "an ", "option ", "choice ", "answer ")
 
@@ -112,8 +113,8 @@ def words_of(text: str) -> str | None:
 def tokens(text: str, *, thousands: bool = True) -> list[str]:
     """The tokens of `text`, without layout. Raises `ParseError`."""
     found: list[str] = []
-    _scan(text.translate(_UNICODE).strip(), found, _SCANNERS[thousands], 0)
-    while found and found[-1] in (".", ",", ";"):
+    _scan(_DOTTED.sub(r"\1\2", text.translate(_UNICODE)).strip(), found, _SCANNERS[thousands], 0)
+    while found and found[-1] in (".", ",", ";", "\\\\"):
         found.pop()
     return found
 

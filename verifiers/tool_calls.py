@@ -24,23 +24,21 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, Protocol
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
 from pydantic import BaseModel, ConfigDict
-from referencing import Registry
 
-from rlvr.types import Message, Outcome, Task, Verdict
+from rlvr.types import Message, Task, Verdict, judged
+from verifiers import worker
 from verifiers.tool_forms import Call, FormError, read
+from verifiers.tool_schema import ReferenceFault, Tools, load
 
 MAX_VALUES = 20_000  # JSON values in all arguments of an answer: checking them costs their number
-_SOURCE = hashlib.sha256(Path(__file__).read_bytes() + Path(__file__).with_name("tool_forms.py").read_bytes())
-_PYTHON = {"True": True, "False": False, "None": None}  # models write these where JSON is meant
+_FILES = ("tool_calls", "tool_forms", "tool_schema", "tool_worker", "worker")
+_SOURCE = hashlib.sha256(b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in _FILES))
 
 
 class World(Protocol):
@@ -62,10 +60,6 @@ class ToolCallSettings(BaseModel):
     order: Literal["given", "any"] = "given"  # where the reference says nothing
 
 
-class ReferenceFault(ValueError):
-    """The reference cannot be judged by. Says what is wrong with it."""
-
-
 class ToolCallVerifier:
     """Correct when every call is well-formed and the calls, or the end state, are the reference's."""
 
@@ -80,43 +74,35 @@ class ToolCallVerifier:
 
     def verify(self, task: Task, transcript: Sequence[Message]) -> Verdict:
         """The calls of the assistant's messages, in order, are what is judged."""
-        start = perf_counter()
         by_state = "states" in task.reference
         checks = {"reads": False, "valid_arguments": False, "state" if by_state else "calls": False}
-
-        def verdict(outcome: Outcome, reason: str) -> Verdict:
-            return Verdict(
-                outcome=outcome,
-                reward={"correct": 1.0, "incorrect": -1.0, "invalid": None}[outcome],
-                reason=reason,
-                checks=checks,
-                verifier=self.id,
-                version=self.version,
-                seconds=perf_counter() - start,
-            )
+        verdict = partial(judged, self, checks=checks, started=perf_counter())
 
         try:
             tools = _tools(task.reference)
             expected = None if by_state else _expected(task.reference, tools)
             order = _order(task.reference, self.settings.order)
+            optional = _optional(task.reference)
         except ReferenceFault as fault:
             return verdict("invalid", f"the reference of task {task.id}: {fault}")
-        own = [message for message in transcript[len(task.prompt) :] if message.role == "assistant"]
+        except worker.WorkerLostError as error:
+            return verdict("invalid", f"no worker process to check arguments in: {error}")
+        own = self._answers(task, transcript)
         if not own:
             return verdict("incorrect", "no answer")
         try:
-            calls = [
-                call for message in own[-1 if self.settings.turns == "last" else 0 :] for call in read(message.content)
-            ]
+            calls = [call for content in own for call in read(content)]
             checks["reads"] = True
             if sum(_size(call.arguments) for call in calls) > MAX_VALUES:
                 raise FormError(f"more than {MAX_VALUES} values in the arguments")
-            calls = [checked(call, tools) for call in calls]
+            calls = tools.check(calls)
         except FormError as error:
             return verdict("incorrect", str(error))
+        except worker.WorkerLostError as error:
+            return verdict("invalid", f"no worker process to check arguments in: {error}")
         checks["valid_arguments"] = True
         if expected is not None:
-            wrong = difference(expected, calls, order, task.reference.get("optional", {}))
+            wrong = difference(expected, calls, order, optional)
             checks["calls"] = wrong is None
             return (
                 verdict("correct", f"the {len(calls)} calls expected") if wrong is None else verdict("incorrect", wrong)
@@ -131,41 +117,22 @@ class ToolCallVerifier:
         checks["state"] = wrong is None
         return verdict("correct", "an accepted end state") if wrong is None else verdict("incorrect", wrong)
 
+    def explain(self, task: Task, transcript: Sequence[Message]) -> list[str]:
+        """The calls that are read, and what they are held to: lines for a person."""
+        lines = []
+        for content in self._answers(task, transcript):
+            try:
+                lines += [f"read: {_brief(call)}{'' if call.typed else ' as text'}" for call in read(content)]
+            except FormError as error:
+                lines.append(f"not read: {error}")
+        order = task.reference.get("order", self.settings.order)
+        wanted = "an end state" if "states" in task.reference else f"the reference's calls in {order} order"
+        return [*(lines or ["read: no call"]), f"judged by: {wanted}"]
 
-def checked(call: Call, tools: dict[str, Draft202012Validator]) -> Call:
-    """The call with typed arguments that its tool accepts. Raises `FormError`."""
-    validator = tools.get(call.name)
-    if validator is None:
-        raise FormError(f"no tool is named {call.name[:100]!r}; there are {', '.join(tools) or 'none'}")
-    arguments = call.arguments
-    try:
-        if not call.typed:
-            arguments = {name: _typed(text, name, validator) for name, text in arguments.items()}
-        error = next(iter(validator.iter_errors(arguments)), None)
-    except (
-        Exception
-    ) as fault:  # 1e400 against multipleOf; a $ref to nowhere, which the reference's own calls show first
-        raise FormError(f"the call of {call.name!r} cannot be checked: {fault!r}"[:300]) from None
-    if error is not None:
-        place = ".".join(map(str, error.absolute_path)) or "the arguments"
-        raise FormError(f"the call of {call.name!r}: {place}: {error.message[:160]}")
-    return Call(call.name, arguments)
-
-
-def _typed(text: str, name: str, validator: Draft202012Validator) -> Any:
-    """A value of the XML form: the first that the parameter's schema takes of the text, where it is declared a
-    string, the JSON that it is, Python's True, False and None, and the text again."""
-    schema = validator.schema if isinstance(validator.schema, dict) else {}
-    own = schema.get("properties", {}).get(name, {})
-    kinds = own.get("type", ()) if isinstance(own, dict) else ()
-    candidates: list[Any] = [text] if "string" in ([kinds] if isinstance(kinds, str) else kinds) else []
-    if "null" in kinds and text.strip() == "null":
-        return None
-    with suppress(ValueError, RecursionError):
-        candidates.append(json.loads(text))
-    candidates += [value for word, value in _PYTHON.items() if text.strip() == word]
-    fits = validator.evolve(schema=own)
-    return next((value for value in candidates if fits.is_valid(value)), text)
+    def _answers(self, task: Task, transcript: Sequence[Message]) -> list[str]:
+        """What the assistant wrote after the prompt, as far as the settings let it count."""
+        own = [message.content for message in transcript[len(task.prompt) :] if message.role == "assistant"]
+        return own[-1:] if self.settings.turns == "last" else own
 
 
 def difference(
@@ -262,38 +229,30 @@ def _without(value: Any, paths: list[list[str]]) -> Any:
     return kept if isinstance(value, dict) else list(kept.values())
 
 
-def _tools(reference: dict[str, Any]) -> dict[str, Draft202012Validator]:
+def _tools(reference: dict[str, Any]) -> Tools:
     try:
-        return _validators(json.dumps(reference["tools"]))
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, ReferenceFault):
-            raise
-        raise ReferenceFault(f"no list of tools: {error!r}") from None
+        return load(json.dumps(reference["tools"]))
+    except KeyError:
+        raise ReferenceFault("no list of tools") from None
 
 
-@lru_cache(maxsize=64)  # building them takes longer than all the rest, and tasks share their tools
-def _validators(text: str) -> dict[str, Draft202012Validator]:
-    tools = {}
+def _expected(reference: dict[str, Any], tools: Tools) -> list[Call]:
     try:
-        for tool in json.loads(text):
-            function = tool.get("function", tool)
-            schema = function.get("parameters") or {"type": "object"}
-            Draft202012Validator.check_schema(schema)
-            tools[function["name"]] = Draft202012Validator(schema, registry=Registry())  # fetches nothing
-    except SchemaError as error:
-        raise ReferenceFault(f"a tool's parameters are no JSON Schema: {error.message}") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ReferenceFault(f"tools must be a list of objects with name and parameters: {error!r}") from None
-    return tools
-
-
-def _expected(reference: dict[str, Any], tools: dict[str, Draft202012Validator]) -> list[Call]:
-    try:
-        return [checked(Call(call["name"], call.get("arguments", {})), tools) for call in reference["calls"]]
+        calls = [Call(call["name"], call.get("arguments", {})) for call in reference["calls"]]
+        if not all(isinstance(call.arguments, dict) for call in calls):
+            raise TypeError("arguments that are no object")
+        return tools.check(calls)
     except FormError as error:
         raise ReferenceFault(str(error)) from None
     except (KeyError, TypeError, AttributeError) as error:
         raise ReferenceFault(f"calls must be a list of objects with name and arguments: {error!r}") from None
+
+
+def _optional(reference: dict[str, Any]) -> dict[str, list[str]]:
+    optional = reference.get("optional", {})
+    if not isinstance(optional, dict) or not all(isinstance(names, list) for names in optional.values()):
+        raise ReferenceFault(f'optional is {{"tool": ["argument", ...]}}, not {str(optional)[:100]}')
+    return optional
 
 
 def _order(reference: dict[str, Any], default: Literal["given", "any"]) -> Literal["given", "any"]:

@@ -1,9 +1,16 @@
 """A pool of worker processes for work on hostile input: a call has a time limit, and past it the process is killed.
 
-    WorkerPool("verifiers.math_worker").call({"reference": ..., "answer": ...}, seconds=1.0) -> the worker's JSON reply
+    WorkerPool("verifiers.sql_worker").call({"query": ...}, seconds=20) -> the worker's JSON reply
 
-A worker is `python -m MODULE` that calls `serve(function)`: one JSON line in, one out. It ends when its standard input
-closes, so none outlives its parent. Calls are safe from any thread, also after a fork; no signals are used.
+    parent                                 worker: `main` of the module, which calls `serve(function)`
+    request, one JSON line         ->
+                                   <-      {"next": seconds}      the work goes on to its next stage, with its own limit
+                                   <-      {"reply": ...}
+
+Limits are seconds of the worker's *processor* time: on a busy machine nobody loses a verdict to his neighbours. A
+worker that neither computes nor answers (stopped, swapped out) is lost, which is our fault, after `STALLED` times as
+long. A worker ends when its standard input closes, so none outlives its parent. Calls are safe from any thread, also
+after a fork; no signals are used.
 """
 
 from __future__ import annotations
@@ -18,20 +25,32 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-MAX_IDLE = 4  # workers that are kept for later; more may run at once
+MAX_IDLE = 8  # workers that are kept for later; more may run at once
 MAX_REPLY = 1_000_000
-START_SECONDS = 20.0  # a worker's imports, on a loaded machine
+START_SECONDS = 20.0  # a worker's imports
+STALLED = 20
 MEMORY_BYTES = 2 << 30
+_ROOT = str(Path(__file__).resolve().parents[1])
+_START = "import sys, importlib; sys.path.insert(0, sys.argv[1]); importlib.import_module(sys.argv[2]).main()"
+_TICK = os.sysconf("SC_CLK_TCK")
 
 
-class WorkerTimeoutError(Exception):
+class WorkerError(Exception):
+    """No reply. `stage` counts the stages that the worker had gone on to: whose work it was at."""
+
+    def __init__(self, text: str, stage: int = 0) -> None:
+        self.stage = stage
+        super().__init__(text)
+
+
+class WorkerTimeoutError(WorkerError):
     """The call took longer than its limit; its worker was killed."""
 
 
-class WorkerLostError(Exception):
-    """The worker ended, or could not be started."""
+class WorkerLostError(WorkerError):
+    """The worker ended, stalled, or could not be started."""
 
 
 class WorkerPool:
@@ -56,6 +75,7 @@ class WorkerPool:
         return reply
 
     def close(self) -> None:
+        """Ends the idle workers; the next call starts new ones."""
         with self._lock:
             idle, self._idle = self._idle, []
         if self._pid == os.getpid():
@@ -83,65 +103,91 @@ class WorkerPool:
 
 class _Worker:
     def __init__(self, module: str) -> None:
-        root = str(Path(__file__).resolve().parents[1])
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [sys.executable, "-I", "-c", _START, _ROOT, module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
-                start_new_session=True,
+                env={**os.environ, "TZ": "UTC", "LC_ALL": "C.UTF-8"},
+                start_new_session=True,  # Ctrl-C is for the parent, which ends its workers itself
             )
         except OSError as error:
             raise WorkerLostError(f"a worker could not be started: {error}") from error
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._in, self._out = self.process.stdin, self.process.stdout
+        self._unread = b""
         try:
             self._read(START_SECONDS)
-        except (WorkerTimeoutError, WorkerLostError) as error:
+        except WorkerError as error:
             self.kill()
             raise WorkerLostError(f"a worker did not come up: {error}") from error
 
     def call(self, request: dict[str, Any], seconds: float) -> Any:
-        assert self.process.stdin is not None
+        stage = 0
         try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            self.process.stdin.flush()
+            self._in.write(json.dumps(request).encode() + b"\n")
+            self._in.flush()
+            while "next" in (message := self._read(seconds)):
+                stage, seconds = stage + 1, message["next"]
         except OSError as error:
-            raise WorkerLostError(f"the worker is gone: {error}") from error
-        return self._read(seconds)
+            raise WorkerLostError(f"the worker is gone: {error}", stage) from error
+        except WorkerError as error:
+            error.stage = stage
+            raise
+        return message["reply"]
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:
-                    continue
+        for stream in (self._in, self._out):
+            try:
+                stream.close()
+            except OSError:
+                continue
 
-    def _read(self, seconds: float) -> Any:
-        assert self.process.stdout is not None
-        descriptor, end, line = self.process.stdout.fileno(), time.monotonic() + seconds, b""
+    def _read(self, seconds: float) -> dict[str, Any]:
+        """The next message."""
+        begin, begin_used = time.monotonic(), self._used()
         poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        while not line.endswith(b"\n"):
-            left = end - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
+        poll.register(self._out.fileno(), select.POLLIN)
+        while b"\n" not in self._unread:
+            left = seconds - (self._used() - begin_used)
+            if left <= 0:
                 raise WorkerTimeoutError(f"no reply within {seconds:g} s")
-            part = os.read(descriptor, 65536)
-            if not part or len(line) > MAX_REPLY:
-                raise WorkerLostError("the worker ended")
-            line += part
-        return json.loads(line)
+            if time.monotonic() - begin > STALLED * (seconds + 1):
+                raise WorkerLostError(f"it stood still for {STALLED * (seconds + 1):g} s")
+            if poll.poll(max(left, 0.01) * 1000):
+                part = os.read(self._out.fileno(), 1 << 16)
+                self._unread += part
+                if not part or len(self._unread) > MAX_REPLY:
+                    raise WorkerLostError("the worker ended")
+        line, _, self._unread = self._unread.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _used(self) -> float:
+        """Seconds of processor time that the process has taken; what a dead one had taken, until it is waited for."""
+        after_name = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(after_name[11]) + int(after_name[12])) / _TICK
 
 
-def serve(function: Callable[[dict[str, Any]], Any]) -> None:
-    """The worker's side: answers requests until standard input closes. Memory is bounded."""
+def serve(function: Callable[[dict[str, Any], Callable[[float], None]], Any]) -> NoReturn:
+    """The worker's side: answers requests until standard input closes. Memory is bounded.
+
+    `function(request, go_on)` returns the reply; `go_on(seconds)` says that a new stage begins, and its limit.
+    """
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    print(json.dumps("ready"), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(function(json.loads(line))), flush=True)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    def write(message: dict[str, Any]) -> None:
+        sys.stdout.buffer.write(json.dumps(message).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+    write({"reply": "ready"})
+    for line in sys.stdin.buffer:
+        write({"reply": function(json.loads(line), lambda seconds: write({"next": seconds}))})
+    raise SystemExit

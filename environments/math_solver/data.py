@@ -16,7 +16,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlvr.errors import ConfigError
@@ -38,6 +38,7 @@ class Problem:
     answer: str
     kind: str = ""
     thought: str = ""
+    level: str = ""
 
 
 def split_of(text: str) -> Split:
@@ -55,9 +56,10 @@ def generate(seed: int, levels: tuple[int, ...], split: Split) -> Iterator[Probl
     """Endless; the same problems in the same order for the same arguments."""
     rng = random.Random(f"{seed}/{split}")
     while True:
-        problem = _draw(rng, rng.choice(levels))
+        level = rng.choice(levels)
+        problem = _draw(rng, level)
         if split_of(problem.text) == split:
-            yield problem
+            yield replace(problem, level=str(level))
 
 
 def worked_thought(problem: Problem, rng: random.Random) -> tuple[str, str]:

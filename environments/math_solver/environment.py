@@ -1,15 +1,20 @@
-"""One user message asks, one assistant message answers with `\\boxed{...}`; the exact value decides."""
+"""One user message asks, one assistant message answers.
+
+Generated and file problems are answered in `\\boxed{...}` and judged by value; those of reasoning-gym between
+`<answer>` and `</answer>`, since many answers are grids or lists of moves, and judged by the family's own scorer.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, islice
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from environments.math_solver import data
+from environments.math_solver import data, gym
+from environments.math_solver.gym_verifier import GymVerifier
 from rlvr import interfaces
 from rlvr.errors import ConfigError
 from rlvr.types import Message, Split, Task
@@ -17,6 +22,7 @@ from verifiers.math import MathVerifier, parse
 from verifiers.tokens import ParseError
 
 INSTRUCTION = " Answer in \\boxed{}."
+GYM_INSTRUCTION = "\n\nWrite the final answer, and nothing else, between <answer> and </answer>."
 # Draws without a new problem after which a held-out set of the asked size is given up.
 PATIENCE = 20_000
 
@@ -31,25 +37,47 @@ class MathSettings(interfaces.EnvironmentSettings):
     path: str | None = Field(None, description="JSONL file of problems, in place of generated ones")
     num_train: PositiveInt | None = Field(None, description="default: endless, or all of the file's")
     num_held_out: PositiveInt = Field(512, description="generated ones are distinct; of a file, at most so many")
+    families: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="of reasoning-gym, with their options; a list of names takes the defaults"
+    )
+
+    @field_validator("families", mode="before")
+    @classmethod
+    def _by_name(cls, families: Any) -> Any:
+        return {name: {} for name in families} if isinstance(families, list | tuple) else families
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.families and self.path is not None:
+            raise ValueError("path and families are two sources of problems; give one of them")
+        for family, options in self.families.items():
+            gym.check_family(family, options)
+        return self
 
 
 class MathSolver(interfaces.Environment):
-    """Generated problems, endless for training; or those of `settings.path`."""
+    """Generated problems, endless for training; or those of `settings.path`, or of `settings.families`."""
 
     name = "math_solver"
-    summary = "arithmetic and linear equations, answered in a box"
+    summary = "arithmetic, your own problems, and the families of reasoning-gym"
     Settings = MathSettings
     settings: MathSettings
 
     def tasks(self, split: Split) -> Iterable[Task]:
         if self.settings.path is not None:
             return self._from_file(self.settings.path, split)
+        if self.settings.families:
+            return self._from_gym(split)
         return self._generated(split)
 
-    def verifier(self) -> MathVerifier:
-        return MathVerifier()
+    def verifier(self) -> interfaces.Verifier:
+        return GymVerifier() if self.settings.families else MathVerifier()
 
     def gold(self, task: Task) -> Sequence[Message]:
+        if "family" in task.reference:
+            if task.reference["answer"] is None:
+                raise ConfigError(f"reasoning-gym tells no answer to tasks of its family {task.reference['family']!r}")
+            return (Message(role="assistant", content=f"<answer>{task.reference['answer']}</answer>"),)
         return (Message(role="assistant", content=f"\\boxed{{{task.reference['answer']}}}"),)
 
     def worked_examples(self, seed: int) -> Iterator[tuple[tuple[Message, ...], Message]]:
@@ -57,6 +85,8 @@ class MathSolver(interfaces.Environment):
 
         They are of uneven quality on purpose: some work the answer out, the others estimate and are mostly wrong.
         """
+        if self.settings.families or self.settings.path is not None:
+            raise ConfigError("math_solver: only generated problems come with worked examples; set policy.path")
         rng = random.Random(f"{seed}/worked")
         for problem in data.generate(seed, self.settings.levels, "train"):
             thought, answer = data.worked_thought(problem, rng)
@@ -92,7 +122,7 @@ class MathSolver(interfaces.Environment):
             except ParseError as error:
                 raise ConfigError(
                     f"{path}, line {line}: 'answer' = {problem.answer!r} cannot be judged ({error}); write a number, a "
-                    "fraction or an expression of numbers"
+                    "formula, an equation, an interval, a list or a set, in LaTeX or plain (docs/verifiers.md)"
                 ) from None
             if data.split_of(problem.text) == split:
                 tasks.setdefault(data.even(problem.text), self._task(split, line, problem))
@@ -104,12 +134,43 @@ class MathSolver(interfaces.Environment):
             )
         return list(tasks.values())[:limit]
 
+    def _from_gym(self, split: Split) -> Iterator[Task]:
+        """The families in turn; one that has no new problems is left out, and with the last one the split ends."""
+        settings = self.settings
+        limit = settings.num_train if split == "train" else settings.num_held_out
+        streams = {
+            family: gym.problems(family, options, seed=settings.seed, split=split)
+            for family, options in settings.families.items()
+        }
+        number = 0
+        while streams:
+            for family, stream in list(streams.items()):
+                problem = next(stream, None)
+                if problem is None:
+                    del streams[family]
+                    continue
+                yield self._gym_task(split, number, problem)
+                number += 1
+                if number == limit:
+                    return
+
+    def _gym_task(self, split: Split, key: int, problem: gym.Problem) -> Task:
+        return Task(
+            id=f"{self.name}/{split}/{problem.family}-{key}",
+            environment=self.name,
+            prompt=(Message(role="user", content=problem.question.strip() + GYM_INSTRUCTION),),
+            reference=problem.reference(),
+            level=problem.family,
+            seed=key,
+        )
+
     def _task(self, split: Split, key: int, problem: data.Problem) -> Task:
         return Task(
             id=f"{self.name}/{split}/{key}",
             environment=self.name,
             prompt=_prompt(problem),
             reference={"answer": problem.answer},
+            level=problem.level,
             seed=key,
         )
 

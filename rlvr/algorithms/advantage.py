@@ -17,6 +17,12 @@ def has_spread(rewards: Sequence[float | None]) -> bool:
     return len({reward for reward in rewards if reward is not None}) > 1
 
 
+def pass_rate(rewards: Sequence[float | None]) -> float | None:
+    """The share of the valid rewards that are positive; `None` where none is valid."""
+    valid = [reward for reward in rewards if reward is not None]
+    return sum(reward > 0 for reward in valid) / len(valid) if valid else None
+
+
 def group_advantages(rewards: Sequence[float | None], *, normalize_by_std: bool) -> list[float | None]:
     """One advantage a reward, `None` where the reward is; 0.0 for a valid episode that has no valid sibling.
 

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from rlvr.errors import DeadlineExceeded, WeightSyncError
 from rlvr.inference import orphans
-from rlvr.types import THINK_END, THINK_START, Completion, FinishReason, SamplingParams, WeightSpan
+from rlvr.types import Completion, FinishReason, SamplingParams, WeightSpan
 from rlvr.weights import Checksums, PackedWeights
 
 
@@ -74,15 +74,12 @@ class Engine:
         self._request_ids = itertools.count()
         self._update_lock = asyncio.Lock()
         self._llm: Any = None
-        self._think_start: int | None = None
-        self._think_end: int | None = None
         self._stop_ids: list[int] = []
 
     async def start(self, version: int = 0) -> None:
         """Load the model; `version` labels the weights it finds. Raises `DeadlineExceeded`."""
         # Here, not at the top: importing vLLM takes seconds, and only this process needs it.
         from transformers import AutoTokenizer
-        from vllm.config.reasoning import ReasoningConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -90,7 +87,6 @@ class Engine:
 
         settings = self.settings
         tokenizer = AutoTokenizer.from_pretrained(settings.model_folder)
-        self._think_start, self._think_end = (_single_token(tokenizer, text) for text in (THINK_START, THINK_END))
         self._stop_ids = [tokenizer.eos_token_id]
         options: dict[str, Any] = {}
         if settings.num_draft_tokens:
@@ -100,8 +96,6 @@ class Engine:
                 "num_speculative_tokens": settings.num_draft_tokens,
                 "draft_sample_method": "probabilistic",
             }
-        if self._think_end is not None:
-            options["reasoning_config"] = ReasoningConfig(reasoning_start_str=THINK_START, reasoning_end_str=THINK_END)
         if settings.kv_cache_bytes is not None:
             options["kv_cache_memory_bytes"] = settings.kv_cache_bytes
         arguments = AsyncEngineArgs(
@@ -135,7 +129,7 @@ class Engine:
             temperature=params.temperature,
             top_p=params.top_p,
             seed=params.seed,
-            thinking_token_budget=params.thinking_tokens,
+            stop_token_ids=[*self._stop_ids, *params.stop_token_ids],
             logprobs=0,
         )
         completion = output.outputs[0]
@@ -147,7 +141,7 @@ class Engine:
         return Completion(
             token_ids=token_ids,
             logprobs=logprobs,
-            loss_mask=self._loss_mask(prompt_ids, token_ids, logprobs, params.thinking_tokens),
+            loss_mask=(1,) * len(token_ids),
             finish_reason=cast("FinishReason", completion.finish_reason),
             weight_spans=tuple(
                 WeightSpan(int(span.version), span.start, span.end) for span in completion.weight_versions or ()
@@ -216,9 +210,7 @@ class Engine:
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        request = VllmSamplingParams(
-            stop_token_ids=self._stop_ids, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **params
-        )
+        request = VllmSamplingParams(detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **params)
         # The salt: with a kept cache, a new request would run on keys and values of the weights before.
         prompt = tokens_input(list(prompt_ids), cache_salt=f"version {self.version}")
         final = None
@@ -231,58 +223,6 @@ class Engine:
     async def _label(self, version: int) -> None:
         await self._llm.update_weight_version(str(version))
         self.version = version
-
-    def _loss_mask(
-        self,
-        prompt_ids: Sequence[int],
-        token_ids: tuple[int, ...],
-        logprobs: tuple[float, ...],
-        thinking_tokens: int | None,
-    ) -> tuple[int, ...]:
-        if thinking_tokens is None or self._think_end is None:
-            return (1,) * len(token_ids)
-        forced = forced_positions(
-            prompt_ids, token_ids, thinking_tokens, think_start=self._think_start, think_end=self._think_end
-        )
-        # vLLM forces by taking every other token away, which leaves a log-probability of exactly 0. That also finds a
-        # second thought that it closed a token late when drafting; a `</think>` sampled at 0 had nothing to teach.
-        return tuple(
-            int(not (position in forced or (token == self._think_end and logprob == 0.0)))
-            for position, (token, logprob) in enumerate(zip(token_ids, logprobs, strict=True))
-        )
-
-
-def forced_positions(
-    prompt_ids: Sequence[int],
-    token_ids: Sequence[int],
-    thinking_tokens: int,
-    *,
-    think_start: int | None,
-    think_end: int,
-) -> set[int]:
-    """Where in a completion `</think>` was forced by a thinking budget; empty when every thought closed by itself.
-
-    vLLM does not mark forced tokens, but leaves no doubt: after `thinking_tokens` tokens of thought the next one is
-    forced, whatever the policy would have said, and before that none is. A thought starts after a `<think>`, in the
-    prompt or in the completion, and each has the whole budget.
-    """
-    forced: set[int] = set()
-    spent: int | None = None  # tokens of the thought that is open
-    for position, token in enumerate([*prompt_ids, *token_ids], start=-len(prompt_ids)):
-        if spent is None or (position < 0 and token == think_start):
-            spent = 0 if token == think_start else None
-        elif token == think_end:
-            if position >= 0 and spent == thinking_tokens:
-                forced.add(position)
-            spent = None
-        else:
-            spent += 1
-    return forced
-
-
-def _single_token(tokenizer: Any, text: str) -> int | None:
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    return ids[0] if len(ids) == 1 else None
 
 
 def _init_request() -> Any:

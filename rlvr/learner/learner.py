@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,20 +171,18 @@ class Learner:
 
     def _backward(self, batch: MicroBatch, proximal: Tensor | None, num_loss_tokens: int) -> dict[str, Tensor]:
         """Accumulate the gradient of one micro-batch; its sums for metrics."""
-        settings, algorithm = self.config.learner, self.config.algorithm
-        output = self.engine(
-            batch, self.config.rollout.temperature, mtp_top_k=settings.mtp.top_k if settings.mtp.train else 0
-        )
+        mtp = self.config.learner.mtp
+        output = self.engine(batch, batch.loss.temperature, mtp_top_k=mtp.top_k if mtp.train else 0)
         loss, sums = policy_loss(
             output.logprobs,
             output.logprobs if proximal is None else proximal,
             batch.behaviour_logprobs,
             batch.advantages,
             batch.loss_mask,
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
-            importance_min=algorithm.importance_min,
-            importance_max=algorithm.importance_max,
+            clip_low=batch.loss.clip_low,
+            clip_high=batch.loss.clip_high,
+            importance_min=batch.loss.importance_min,
+            importance_max=batch.loss.importance_max,
             num_loss_tokens=num_loss_tokens,
         )
         # DeepSpeed averages gradients over ranks, but the divisor is already a count over all of them.
@@ -203,7 +201,7 @@ class Learner:
 
     @torch.no_grad()
     def _score(self, batch: MicroBatch) -> Tensor:
-        logprobs: Tensor = self.engine(batch, self.config.rollout.temperature).logprobs
+        logprobs: Tensor = self.engine(batch, batch.loss.temperature).logprobs
         return logprobs
 
     def _clip_gradients(self) -> dict[str, float]:
@@ -324,7 +322,9 @@ class Learner:
     def _to_device(self, batch: MicroBatch) -> MicroBatch:
         if self.device.type == "cpu":
             return batch
-        return MicroBatch(**{field.name: getattr(batch, field.name).to(self.device) for field in fields(batch)})
+        parts = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        moved: dict[str, Any] = {name: part.to(self.device) for name, part in parts.items() if isinstance(part, Tensor)}
+        return replace(batch, **moved)
 
 
 def _group_gradients(engine: Any, zero_stage: int) -> list[list[Tensor]]:

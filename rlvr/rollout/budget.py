@@ -1,4 +1,7 @@
-"""What is left of an episode's budget. Checked before each call, in this order: seconds, turns, tool calls, tokens."""
+"""What is left of an episode's budget. Checked before each turn, in this order: seconds, turns, tool calls, tokens.
+
+Within a turn `rlvr.rollout.completion` keeps thoughts to what is left of theirs, and the answer's tokens free.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,15 @@ class Spent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:
-    """What the next call may use. `max_tokens` is at least 1."""
+    """What the next turn may use. `max_tokens` is at least 1; thoughts leave `answer_tokens` of them to the answer."""
 
     max_tokens: int
     thinking_tokens: int | None
+    answer_tokens: int = 0
 
 
 def allowance(budget: Budget, spent: Spent, *, room: int) -> Allowance | Stop:
-    """The next call's limits, or why there is no next call. `room` is what the engine's context has left, in tokens."""
+    """The next turn's limits, or why there is no next turn. `room` is what the engine's context has left, in tokens."""
     if budget.seconds is not None and spent.seconds >= budget.seconds:
         return "time_budget"
     if budget.turns is not None and spent.turns >= budget.turns:
@@ -38,4 +42,4 @@ def allowance(budget: Budget, spent: Spent, *, room: int) -> Allowance | Stop:
     if left < 1:
         return "completion_budget"
     thinking = None if budget.thinking_tokens is None else max(0, budget.thinking_tokens - spent.thinking_tokens)
-    return Allowance(max_tokens=left, thinking_tokens=thinking)
+    return Allowance(max_tokens=left, thinking_tokens=thinking, answer_tokens=budget.answer_tokens)

@@ -1,6 +1,6 @@
 """One episode, from reset to verdict.
 
-    reset -> [ budget -> sample -> parse -> step ]* -> verdict
+    reset -> [ budget -> complete -> parse -> step ]* -> verdict
 
 What goes wrong on our side (an exception in the environment, a verifier that crashes, a time limit) is data: the
 episode is recorded with an *invalid* verdict that names the boundary it failed at. Only a dead engine is an error.
@@ -9,16 +9,20 @@ episode is recorded with an *invalid* verdict that names the boundary it failed 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from rlvr.interfaces import Environment, Sampler
-from rlvr.rollout.budget import Spent, allowance
+from rlvr.rollout.budget import Allowance, Spent, allowance
+from rlvr.rollout.completion import complete
 from rlvr.rollout.renderer import Renderer
-from rlvr.types import Episode, Message, Reply, SamplingParams, Stop, Task, Turn, Verdict
+from rlvr.types import OVER_BUDGET_STOPS, Completion, Episode, Message, Reply, Stop, Task, Turn, Verdict
+
+_T = TypeVar("_T")
 
 
 async def play(
@@ -57,33 +61,53 @@ async def play(
         finally:
             timings["verify" if boundary == "verify" else "environment"] += time.perf_counter() - begin
 
+    def render(function: Callable[..., _T], *args: Any, **options: Any) -> _T:
+        """Messages to tokens; a template that refuses them is a fault of ours."""
+        try:
+            return function(*args, **options)
+        except Exception as error:
+            raise _Invalid("render", repr(error)) from error
+
+    async def sample(prefix: tuple[int, ...], limits: Allowance) -> Completion | None:
+        """The model's turn; `None` where the episode's time ran out in it."""
+        begin = time.perf_counter()
+        limit = asyncio.timeout(None if task.budget.seconds is None else task.budget.seconds - (begin - started))
+        parts = (seed, episode_id, len(turns))
+        try:
+            async with limit:
+                return await complete(
+                    prefix,
+                    allowance=limits,
+                    marks=marks,
+                    thought_open=renderer.opens_thought(prefix),
+                    sampler=sampler,
+                    group=task.id,
+                    temperature=temperature,
+                    seed=lambda call: _mix(*parts, call) if call else _mix(*parts),
+                )
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return None
+        finally:
+            timings["sample"] += time.perf_counter() - begin
+
     async def converse() -> Stop:
+        nonlocal task
         transcript.extend(await off_loop("reset", Sequence, environment.reset, task))
         prefix: tuple[int, ...] = ()
-        new_ids = renderer.start(transcript)
+        new_ids = render(renderer.start, transcript, tools=task.tools, note=task.budget.note)
+        # The record tells what was asked, so that the transcript can be judged again from it.
+        task = dataclasses.replace(task, prompt=tuple(transcript))
         spent = Spent()
         while True:
             prefix += new_ids
             limits = allowance(task.budget, spent, room=max_model_len - len(prefix))
             if isinstance(limits, str):
                 return limits
-            params = SamplingParams(
-                max_tokens=limits.max_tokens,
-                thinking_tokens=limits.thinking_tokens,
-                temperature=temperature,
-                seed=_mix(seed, episode_id, len(turns)),
-            )
-            begin = time.perf_counter()
-            limit = asyncio.timeout(None if task.budget.seconds is None else task.budget.seconds - (begin - started))
-            try:
-                async with limit:
-                    completion = await sampler.sample(prefix, params, group=task.id)
-            except TimeoutError:
-                if not limit.expired():
-                    raise
+            completion = await sample(prefix, limits)
+            if completion is None:
                 return "time_budget"
-            finally:
-                timings["sample"] += time.perf_counter() - begin
             message = renderer.parse(prefix, completion.token_ids)
             transcript.append(message)
             cut_off = completion.finish_reason == "length"
@@ -98,9 +122,9 @@ async def play(
                 return "answered"
             transcript.extend(reply.messages)
             prefix += completion.token_ids
-            new_ids = renderer.follow(completion.token_ids, reply.messages)
+            new_ids = render(renderer.follow, completion.token_ids, reply.messages)
             spent = Spent(
-                thinking_tokens=spent.thinking_tokens + renderer.num_thinking_tokens(completion.token_ids),
+                thinking_tokens=spent.thinking_tokens + completion.num_thinking_tokens,
                 completion_tokens=spent.completion_tokens + len(completion.token_ids),
                 turns=len(turns),
                 tool_calls=spent.tool_calls + sum(reply_message.role == "tool" for reply_message in reply.messages),
@@ -109,10 +133,14 @@ async def play(
 
     stop: Stop = "error"
     try:
+        marks = render(renderer.marks, task.budget.closing)
         stop = await converse()
         if stop == "time_budget":
             raise _Invalid("sample", f"the engine took longer than the {task.budget.seconds} s of the episode")
-        verdict = await off_loop("verify", Verdict, lambda: environment.verifier().verify(task, tuple(transcript)))
+        if task.budget.over_budget == "incorrect" and stop in OVER_BUDGET_STOPS:
+            verdict = _verdict("incorrect", f"over budget: {stop}", {"budget": False})
+        else:
+            verdict = await off_loop("verify", Verdict, lambda: environment.verifier().verify(task, tuple(transcript)))
     except _Invalid as failure:
         verdict = failure.verdict
     timings["total"] = time.perf_counter() - started
@@ -123,14 +151,15 @@ class _Invalid(Exception):
     """Ours, not the model's; `boundary` is where it was crossed."""
 
     def __init__(self, boundary: str, reason: str) -> None:
-        self.verdict = Verdict(
-            outcome="invalid",
-            reward=None,
-            reason=f"{boundary}: {reason}",
-            checks={boundary: False},
-            verifier="rlvr.rollout.play",
-            version="1",
-        )
+        self.verdict = _verdict("invalid", f"{boundary}: {reason}", {boundary: False})
+
+
+def _verdict(outcome: Literal["incorrect", "invalid"], reason: str, checks: dict[str, bool]) -> Verdict:
+    """One that no verifier was asked for."""
+    reward = -1.0 if outcome == "incorrect" else None
+    return Verdict(
+        outcome=outcome, reward=reward, reason=reason, checks=checks, verifier="rlvr.rollout.play", version="1"
+    )
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:

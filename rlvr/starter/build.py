@@ -1,8 +1,8 @@
-"""The starter policy: a small Qwen2 decoder with an MTP layer, taught from an environment's worked examples.
+"""The starter policy: a small Qwen2 decoder with an MTP layer, taught from its environments' worked examples.
 
     worked examples -> tokenizer -> decoder (next token) -> MTP layer (the decoder's own predictions) -> cache
 
-It knows the language of its environment and has its habits, the bad ones too: a run on a machine without a GPU, and
+It knows the language of its environments and has their habits, the bad ones too: a run on a machine without a GPU, and
 without anything to download, starts from it.
 """
 
@@ -13,8 +13,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -25,11 +25,12 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2Tokenizer
 
 from rlvr.batching import pack
 from rlvr.errors import ConfigError
-from rlvr.interfaces import Environment
+from rlvr.interfaces import Environment, WorkedExample
 from rlvr.learner import attention, model, mtp
 from rlvr.learner.model import PolicyModel, PolicyOutput
+from rlvr.rollout.renderer import with_tools
 from rlvr.starter import tokenizer as tokenizer_module
-from rlvr.starter.tokenizer import train_tokenizer
+from rlvr.starter.tokenizer import VOCABULARY_SIZE, train_tokenizer
 from rlvr.types import Message, MicroBatch, Sample
 
 # Numbers of steps, not minutes: the same seed gives the same weights.
@@ -44,17 +45,22 @@ OTHER_LEARNING_RATE = 4e-3
 NUM_THREADS = 2
 SECONDS_BETWEEN_LINES = 3.0
 
-Example = tuple[tuple[Message, ...], Message]
+# More kinds of text want more tokens for their words, or prompts get long.
+VOCABULARY_PER_TEACHER = 224
 
 
 class TeachesByExample(Protocol):
     """What a starter asks of an environment beyond `Environment`: endless worked examples of its training tasks."""
 
-    def worked_examples(self, seed: int) -> Iterable[Example]: ...
+    name: str
+
+    def worked_examples(self, seed: int) -> Iterable[tuple[Any, ...]]:
+        """`rlvr.interfaces.WorkedExample`s, or plain tuples of their fields."""
+        ...
 
 
 def build_starter(
-    environment: Environment,
+    environments: Sequence[Environment],
     *,
     seed: int,
     cache_folder: str | Path | None = None,
@@ -62,20 +68,25 @@ def build_starter(
     policy_steps: int = POLICY_STEPS,
     mtp_steps: int = MTP_STEPS,
 ) -> Path:
-    """A Hugging Face checkpoint folder, from the cache or built into it: about 90 s on two idle cores.
+    """A Hugging Face checkpoint folder, from the cache or built into it: about 90 s on two idle cores for one teacher.
 
+    Every environment that has worked examples teaches, in turn. `policy_steps` are for one; each further one adds half
+    as many, for what they share is learned once.
     `cache_folder` defaults to `$RLVR_CACHE`, else `~/.cache/rlvr`. The cache key holds the code, the examples and the
     seed. Two processes may build the same starter at once: each writes a folder of its own, and the first to finish
-    gives its folder the name. Raises `ConfigError` for an environment without worked examples.
+    gives its folder the name. Raises `ConfigError` where no environment has worked examples.
     """
-    if not callable(getattr(environment, "worked_examples", None)):
+    able = [each for each in environments if callable(getattr(each, "worked_examples", None))]
+    if not able:
+        names = ", ".join(repr(environment.name) for environment in environments)
         raise ConfigError(
-            f"policy.path = 'starter', but environment {environment.name!r} has no `worked_examples` to teach it from; "
-            "set policy.path to a checkpoint folder, or put an environment that has them first"
+            f"policy.path = 'starter', but environment {names} has no `worked_examples` to teach it from; set "
+            "policy.path to a checkpoint folder, or add an environment that has them"
         )
-    teacher = cast(TeachesByExample, environment)
+    teachers = cast("list[TeachesByExample]", able)
     cache = Path(cache_folder or os.environ.get("RLVR_CACHE") or Path.home() / ".cache" / "rlvr")
-    name = f"starter-{environment.name}-{seed}-{_fingerprint(teacher, seed, policy_steps, mtp_steps)}"
+    taught = "+".join(teacher.name for teacher in teachers)
+    name = f"starter-{taught}-{seed}-{_fingerprint(teachers, seed, policy_steps, mtp_steps)}"
     final = cache / name
     if final.is_dir():
         progress(f"starter policy: {final} (cached)")
@@ -87,7 +98,7 @@ def build_starter(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _build(folder, teacher, seed, policy_steps, mtp_steps, progress)
+            _build(folder, teachers, seed, policy_steps * (len(teachers) + 1) // 2, mtp_steps, progress)
         folder.chmod(0o755)
         try:
             folder.rename(final)
@@ -119,28 +130,40 @@ def starter_config(tokenizer: Qwen2Tokenizer) -> Qwen2Config:
     )
 
 
-def _fingerprint(teacher: TeachesByExample, seed: int, policy_steps: int, mtp_steps: int) -> str:
+def _fingerprint(teachers: Sequence[TeachesByExample], seed: int, policy_steps: int, mtp_steps: int) -> str:
     """Of all that decides the weights: our code, the libraries, the examples (and so the environment's code)."""
     digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__} {policy_steps} {mtp_steps}".encode())
     for module in (__file__, tokenizer_module.__file__, attention.__file__, model.__file__, mtp.__file__):
         digest.update(Path(module).read_bytes())
-    for example in islice(teacher.worked_examples(seed), 200):
-        digest.update(repr(example).encode())
+    for example in islice(_examples(teachers, seed), 200 * len(teachers)):
+        digest.update(repr(tuple(example)).encode())
     return digest.hexdigest()[:12]
+
+
+def _examples(teachers: Sequence[TeachesByExample], seed: int) -> Iterator[WorkedExample]:
+    """One of each teacher in turn, tools told as the starter's chat template will hear of them."""
+    streams = [teacher.worked_examples(seed) for teacher in teachers]
+    for example in chain.from_iterable(zip(*streams, strict=False)):
+        prompt, answer, tools = WorkedExample(*example)
+        yield WorkedExample(tuple(with_tools(prompt, tools)), answer)
 
 
 def _build(
     folder: Path,
-    teacher: TeachesByExample,
+    teachers: Sequence[TeachesByExample],
     seed: int,
     policy_steps: int,
     mtp_steps: int,
     progress: Callable[[str], None],
 ) -> None:
     progress("starter policy: not in the cache; making its examples and tokenizer")
-    examples = list(islice(teacher.worked_examples(seed), policy_steps * EXAMPLES_PER_STEP))
-    texts = (message.content + message.thinking for prompt, answer in examples[:2000] for message in (*prompt, answer))
-    tokenizer = train_tokenizer(texts)
+    examples = list(islice(_examples(teachers, seed), policy_steps * EXAMPLES_PER_STEP))
+    texts = (
+        message.content + message.thinking
+        for prompt, answer, _ in examples[: 2000 * len(teachers)]
+        for message in (*prompt, answer)
+    )
+    tokenizer = train_tokenizer(texts, size=VOCABULARY_SIZE + VOCABULARY_PER_TEACHER * (len(teachers) - 1))
     samples = _samples(tokenizer, examples)
     config = starter_config(tokenizer)
     policy = AutoModelForCausalLM.from_config(config, attn_implementation=attention.IMPLEMENTATION)
@@ -163,7 +186,7 @@ def _build(
     module.save(folder)
 
 
-def _samples(tokenizer: Qwen2Tokenizer, examples: list[Example]) -> list[Sample]:
+def _samples(tokenizer: Qwen2Tokenizer, examples: list[WorkedExample]) -> list[Sample]:
     """Loss on what the assistant writes, from after `<think>` up to and with its end-of-turn token."""
 
     def tokens(conversations: list[list[dict[str, str]]], **options: Any) -> list[list[int]]:
@@ -171,8 +194,8 @@ def _samples(tokenizer: Qwen2Tokenizer, examples: list[Example]) -> list[Sample]
         ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
         return ids
 
-    prompts = [[_plain(message) for message in prompt] for prompt, _ in examples]
-    whole = [[*prompt, _plain(answer)] for prompt, (_, answer) in zip(prompts, examples, strict=True)]
+    prompts = [[_plain(message) for message in prompt] for prompt, _, _ in examples]
+    whole = [[*prompt, _plain(answer)] for prompt, (_, answer, _) in zip(prompts, examples, strict=True)]
     samples = []
     for prompt_ids, ids in zip(tokens(prompts, add_generation_prompt=True), tokens(whole), strict=True):
         while ids[-1] != tokenizer.eos_token_id:
@@ -202,6 +225,7 @@ def _train(
     """One pass over `samples`; every parameter that wants a gradient learns."""
     optimizers = list(_optimizers(module))
     num_steps = len(samples) // EXAMPLES_PER_STEP
+    longest = max(len(sample.token_ids) for sample in samples)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, num_steps))
         for optimizer in optimizers
@@ -211,7 +235,7 @@ def _train(
         batch = pack(
             samples[step * EXAMPLES_PER_STEP : (step + 1) * EXAMPLES_PER_STEP],
             num_ranks=1,
-            micro_batch_tokens=MICRO_BATCH_TOKENS,
+            micro_batch_tokens=max(MICRO_BATCH_TOKENS, longest),
         )
         loss = sum(_backward(module, part, loss_of, batch.num_loss_tokens, mtp_top_k) for part in batch.shards[0])
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)

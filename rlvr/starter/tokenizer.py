@@ -26,8 +26,8 @@ CHAT_TEMPLATE = """\
 """
 
 
-def train_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
-    """A tokenizer of at most `VOCABULARY_SIZE` tokens; deterministic.
+def train_tokenizer(texts: Iterable[str], *, size: int = VOCABULARY_SIZE) -> Qwen2Tokenizer:
+    """A tokenizer of at most `size` tokens; deterministic.
 
     It splits text as Qwen2's does (digits one by one), because transformers reads the tokenizer of any checkpoint with
     `model_type: qwen2` so, whatever its files say.
@@ -37,7 +37,7 @@ def train_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     tokenizer.normalizer = splitting.normalizer
     tokenizer.pre_tokenizer = splitting.pre_tokenizer
     trainer = BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
+        vocab_size=size,
         min_frequency=2,
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=ByteLevel.alphabet(),

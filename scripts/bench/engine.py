@@ -39,7 +39,7 @@ async def main() -> None:
     config = load(QUICKSTART)
     section = config.environments[0]
     environment = make_environment(section.name, section.settings)
-    folder = Path(policy_folder(config, environment, Reporter()))
+    folder = Path(policy_folder(config, [environment], Reporter()))
     renderer = Renderer(AutoTokenizer.from_pretrained(folder))
     prompts = [renderer.start(task.prompt) for task in itertools.islice(environment.tasks("held_out"), NUM_PROMPTS)]
     engine = Engine(

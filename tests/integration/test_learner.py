@@ -27,9 +27,10 @@ from rlvr.learner.checkpoint import load_state
 from rlvr.learner.learner import Learner, clip_apart
 from rlvr.learner.model import PolicyModel
 from rlvr.learner.mtp import MtpLayer
-from rlvr.types import Sample, TrainBatch
+from rlvr.types import LossSettings, Sample, TrainBatch
 from rlvr.weights import unpack
 
+TEMPERATURE = 0.8
 VOCABULARY = 96
 PROBE = [5, 17, 80, 3, 3, 41]
 Result = dict[str, Any]
@@ -55,7 +56,6 @@ def run_config(**learner: Any) -> RunConfig:
     tree = {
         "run": {"name": "test", "seed": 3},
         "environments": [{"name": "none", "completion_tokens": 32}],
-        "rollout": {"temperature": 0.8},
         "inference": {"max_model_len": 64},
         "learner": settings | {"micro_batch_tokens": 64} | learner,
     }
@@ -77,6 +77,7 @@ def batches(num_ranks: int, step: int) -> list[TrainBatch]:
                 behaviour_logprobs=tuple(-4.6 + generator.gauss(0, 0.5) for _ in mask),
                 advantages=tuple(advantage * m for m in mask),
                 oldest_version=0,
+                loss=LossSettings(temperature=TEMPERATURE),
             )
         )
     return [pack(part, num_ranks=num_ranks, micro_batch_tokens=64) for part in split_updates(samples, 1 + step % 2)]
@@ -177,7 +178,7 @@ def play(
 def reference(policy_folder: Path) -> Result:
     """The same three steps in plain torch: float32, AdamW, `clip_grad_norm_` for each group."""
     settings = run_config()
-    learner, algorithm, temperature = settings.learner, settings.algorithm, settings.rollout.temperature
+    learner, algorithm, temperature = settings.learner, settings.algorithm, TEMPERATURE
     model = PolicyModel.load(policy_folder, dtype=torch.float32)
     assert model.mtp is not None
     groups = [(model.policy, 1e-3, 0.1), (model.mtp, 3e-3, 0.05)]

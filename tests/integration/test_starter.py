@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def starter() -> Path:
-    return build_starter(MathSolver(MathSolver.Settings()), seed=0, progress=print)
+    return build_starter([MathSolver(MathSolver.Settings())], seed=0, progress=print)
 
 
 @torch.no_grad()

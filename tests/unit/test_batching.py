@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
 import torch
 
 from rlvr.batching import pack, split_updates
-from rlvr.types import MicroBatch, Sample
+from rlvr.types import LossSettings, MicroBatch, Sample
 
 
 def sample(length: int, first_token: int) -> Sample:
@@ -94,3 +95,20 @@ def test_updates_share_out_the_samples_evenly(num_updates: int) -> None:
     assert len(updates) == min(num_updates, len(samples))
     assert sorted((one for update in updates for one in update), key=lambda one: one.token_ids) == samples
     assert max(map(len, updates)) - min(map(len, updates)) <= 1
+
+
+def test_samples_that_are_learned_from_differently_share_no_micro_batch() -> None:
+    settings = [LossSettings(temperature=1.0), LossSettings(temperature=0.7), LossSettings(clip_high=0.5)]
+    samples = [
+        dataclasses.replace(each, loss=settings[number % 3]) for number, each in enumerate(random_samples(0, count=12))
+    ]
+    batch = pack(samples, num_ranks=2, micro_batch_tokens=60)
+    assert len({len(shard) for shard in batch.shards}) == 1
+    packed = [
+        dataclasses.replace(each, loss=micro.loss)
+        for shard in batch.shards
+        for micro in shard
+        for each in unpack(micro)
+        if each.token_ids != (0,)
+    ]
+    assert sorted(packed, key=lambda each: each.token_ids) == samples

@@ -10,6 +10,7 @@ import pytest
 
 from rlvr.config import RunConfig, dump, load, parse
 from rlvr.errors import ConfigError
+from rlvr.types import LossSettings
 
 MINIMAL = '[run]\nname = "test"\n[[environments]]\nname = "coin"\n[[environments]]\nname = "math_solver"\n'
 
@@ -37,7 +38,7 @@ def file(tmp_path: Path) -> Path:
 def test_the_smallest_config_is_accepted() -> None:
     config = parse(tree())
     assert config.rollout.group_size == 8
-    assert config.environments[0].thinking_tokens == ("unlimited",)
+    assert [budget.tokens for budget in config.environments[0].thinking_tokens] == ["unlimited"]
 
 
 @pytest.mark.parametrize(
@@ -146,11 +147,62 @@ def test_a_run_name_is_one_plain_folder_name(name: str) -> None:
     assert "run.name = " in message_of(tree(run={"name": name}))
 
 
-@pytest.mark.parametrize("tokens", [[], ["unlimted"], [-1], "unlimited"])
-def test_thinking_budgets_are_a_list_of_counts_or_unlimited(tokens: Any) -> None:
+@pytest.mark.parametrize("tokens", [[], ["unlimted"], [-1], "none", [{"tokens": 4, "weight": 0}], [{"token": 4}]])
+def test_a_wrong_thinking_budget_is_named(tokens: Any) -> None:
     message = message_of(tree() | {"environments": [{"name": "coin", "thinking_tokens": tokens}]})
     assert "environments.0.thinking_tokens" in message
-    assert json.dumps(tokens[0] if tokens and isinstance(tokens, list) else tokens) in message
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (24, [(24, 1.0)]),
+        ("unlimited", [("unlimited", 1.0)]),
+        ([0, "unlimited"], [(0, 1.0), ("unlimited", 1.0)]),
+        ([{"tokens": 24, "weight": 2}, 8], [(24, 2.0), (8, 1.0)]),
+        ({"tokens": 3}, [(3, 1.0)]),
+    ],
+)
+def test_a_thinking_budget_is_a_count_or_unlimited_or_a_weighted_list(written: Any, meant: Any) -> None:
+    config = parse(tree() | {"environments": [{"name": "coin", "thinking_tokens": written}]})
+    budgets = config.environments[0].thinking_tokens
+    assert [(budget.tokens, budget.weight) for budget in budgets] == meant
+
+
+def test_every_limit_may_be_unlimited() -> None:
+    limits = dict.fromkeys(("completion_tokens", "turns", "tool_calls", "seconds"), "unlimited")
+    section = parse(tree() | {"environments": [{"name": "coin"} | limits]}).environments[0]
+    assert {name: getattr(section, name) for name in limits} == limits
+
+
+def test_an_environment_has_the_runs_settings_but_for_its_own() -> None:
+    own = {"name": "own", "group_size": 4, "temperature": 0.5, "algorithm": {"clip_high": 0.4, "mask_truncated": True}}
+    config = parse(
+        tree(rollout={"group_size": 16, "temperature": 0.9}, algorithm={"clip_low": 0.1, "clip_high": 0.3})
+        | {"environments": [{"name": "coin"}, own]}
+    )
+    first, second = config.environments
+    assert (first.group_size, first.temperature, first.algorithm) == (16, 0.9, config.algorithm)
+    assert (second.group_size, second.temperature) == (4, 0.5)
+    assert second.algorithm == config.algorithm.model_copy(update={"clip_high": 0.4, "mask_truncated": True})
+    assert second.loss == LossSettings(temperature=0.5, clip_low=0.1, clip_high=0.4)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"group_size": 1}, "environment 'coin'.group_size = 1"),
+        ({"temperature": 0.0}, "environment 'coin'.temperature = 0.0"),
+        ({"algorithm": {"importance_min": 1.5}}, "environment 'coin': algorithm.importance_min = 1.5"),
+        ({"answer_tokens": 256}, "answer_tokens = 256 leaves no room for a thought in completion_tokens = 256"),
+        ({"tell_budget": "Think {tokens}."}, "it may hold {thinking_tokens}"),
+        ({"tell_budget": "Think {thinking_tokens:d}."}, "not a template"),
+        ({"algorithm": {"clip_lo": 0.1}}, "environments.0.algorithm.clip_lo: unknown key; did you mean 'clip_low'?"),
+        ({"curriculum": {"floor": 0}}, "environments.0.curriculum.floor = 0"),
+    ],
+)
+def test_what_an_environment_sets_for_itself_is_checked_like_the_runs(section: dict[str, Any], message: str) -> None:
+    assert message in message_of(tree() | {"environments": [{"name": "coin"} | section]})
 
 
 def test_a_resolved_config_reads_back_equal_from_its_dump() -> None:
@@ -169,7 +221,7 @@ def test_a_resolved_config_reads_back_equal_from_its_dump() -> None:
     written = json.loads(dump(config))
     assert parse(written) == config
     assert written["rollout"]["max_staleness"] == 1, "defaults are written out"
-    assert written["environments"][0]["thinking_tokens"] == [0, 32, "unlimited"]
+    assert [budget["tokens"] for budget in written["environments"][0]["thinking_tokens"]] == [0, 32, "unlimited"]
 
 
 def test_a_config_cannot_be_changed_once_it_is_made() -> None:
@@ -283,3 +335,11 @@ def test_overrides_are_checked_like_the_file(file: Path) -> None:
         load(file, ["rollout.group_size=1"])
     with pytest.raises(ConfigError, match=r"rollout\.group_sizes: unknown key"):
         load(file, ["rollout.group_sizes=4"])
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_every_config_that_comes_along_is_valid_and_begins_with_what_it_needs(path: Path) -> None:
+    assert load(path).run.name == path.stem
+    assert path.read_text().startswith("# Hardware: ")

@@ -30,7 +30,7 @@ def test_a_case_of_the_table(case: dict[str, Any]) -> None:
 
 
 def test_the_table_is_large_distinct_and_sourced() -> None:
-    assert len(CASES) >= 400
+    assert sum(not case["source"].startswith("own: ") for case in CASES) >= 400
     assert max(Counter((case["reference"], case["answer"]) for case in CASES).values()) == 1
     assert all(case["source"] and isinstance(case["expected"], bool) for case in CASES)
 
@@ -56,6 +56,17 @@ def test_the_table_in_threads_gives_the_same_verdicts() -> None:
         ("41", "\\boxed{41} or \\boxed{42}", "incorrect"),
         ("41, 42", "\\boxed{41} and \\boxed{42}", "correct"),
         ("1, 2", "$x = \\boxed{1}$ or $x = \\boxed{2}$", "correct"),
+        # lists of boxes, whatever stands between them
+        ("42", "$\\boxed{41}$ / $\\boxed{42}$", "incorrect"),
+        ("42", "$\\boxed{41}$ | $\\boxed{42}$", "incorrect"),
+        ("42", "$\\boxed{41}$\n\n- $\\boxed{42}$", "incorrect"),
+        ("42", "1. $\\boxed{41}$\n2. $\\boxed{42}$", "incorrect"),
+        ("42", "**\\boxed{40}** **\\boxed{42}**", "incorrect"),
+        # of a box in a box, the outer one
+        ("42", "\\boxed{\\boxed{42}}", "correct"),
+        ("42", "\\boxed{43 \\boxed{42}}", "incorrect"),
+        ("42", "\\boxed{\\text{not }\\boxed{42}}", "incorrect"),
+        ("42", "\\boxed{not \\fbox{42}}", "incorrect"),
         ("840", "therefore\\boxed{840}.,but let me explain.\n\n**Final Answer**\n\\boxed{840}", "correct"),
         ("42", "\\boxed{42}, \\boxed{42}", "correct"),
         ("42", "\\boxed{1}\\boxed{42}", "incorrect"),
@@ -81,6 +92,16 @@ def test_the_table_in_threads_gives_the_same_verdicts() -> None:
         ("18", "He has 18 left.\n#### 18", "correct"),
         ("18", "The answer is 17. No, the answer is 18.", "correct"),
         ("18", "The answer is 17 or 18.", "incorrect"),
+        ("42", "The answer is therefore $42$.", "correct"),
+        ("42", "The answer is not $42$.", "incorrect"),
+        ("42", "The answer is certainly not \\(42\\).", "incorrect"),
+        ("42", "The answer is at least $42$.", "incorrect"),
+        ("42", "The answer is more than $42$", "incorrect"),
+        ("42", "The answer is either $42$ or something else", "incorrect"),
+        ("42", "The answer is $42$ plus one.", "incorrect"),
+        ("42", "The answer is 41, though others say it is 42.", "incorrect"),
+        ("42", "No answer is right but $42$", "incorrect"),
+        ("42", "The answer is 42 (or 43).", "incorrect"),
         ("C", "The answer is (C).", "correct"),
         ("C", "Answer: C", "correct"),
         ("C", "Answer: B", "incorrect"),
@@ -112,7 +133,7 @@ def test_a_reference_that_cannot_be_read_is_invalid_and_named(reference: str) ->
 
 
 def test_pairing_of_braces_is_linear() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert last_boxed("\\boxed{" * 20_000) is None
     assert last_boxed("\\boxed{1}" * 10_000) == "1"
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0

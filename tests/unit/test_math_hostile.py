@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rlvr.types import Message, Task, Verdict
+from tests.clock import processor_seconds
 from verifiers import math as math_verifier
 from verifiers import worker
 from verifiers.math import MathVerifier, parse
@@ -58,6 +59,9 @@ def bombs() -> Iterator[str]:
     for piece in PIECES:
         for times in (40, 600, 20_000):
             yield piece * times
+    yield "x!+10^{2000}"
+    yield "x!+\\tanh 300"
+    yield "(x!+y!)!\\cdot 10^{2000}+\\cos(10^{-300})"
     yield "(x+1)" * 300
     yield "(x+y+z)^{9999}(a+b)^{9999}"
     yield "+".join(f"\\sqrt{{x+{n}}}" for n in range(100))
@@ -94,26 +98,26 @@ def test_there_are_enough() -> None:
 def test_none_takes_long_and_none_is_right(reference: str) -> None:
     for bomb in HOSTILE:
         for content in (f"\\boxed{{{bomb}}}", bomb):
-            start = time.perf_counter()
+            start = processor_seconds(math_verifier._POOL)
             verdict = judge(reference, content)
-            assert time.perf_counter() - start < LIMIT_SECONDS, (bomb[:80], verdict.reason)
+            assert processor_seconds(math_verifier._POOL) - start < LIMIT_SECONDS, (bomb[:80], verdict.reason)
             assert verdict.outcome == "incorrect", (bomb[:80], verdict.reason)
             assert len(verdict.reason) < 300
 
 
 def test_a_hostile_reference_is_no_crash_either() -> None:
     for bomb in HOSTILE:
-        start = time.perf_counter()
+        start = processor_seconds(math_verifier._POOL)
         judge(bomb, "\\boxed{42}")
-        assert time.perf_counter() - start < LIMIT_SECONDS, bomb[:80]
+        assert processor_seconds(math_verifier._POOL) - start < LIMIT_SECONDS, bomb[:80]
 
 
 def test_refusing_a_power_tower_takes_microseconds() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(100):
         with pytest.raises(ParseError):
             parse("10^{10^{10}}")
-    assert (time.perf_counter() - start) / 100 < 0.002
+    assert (time.process_time() - start) / 100 < 0.002
 
 
 def test_megabytes_are_refused_at_once() -> None:
@@ -123,15 +127,16 @@ def test_megabytes_are_refused_at_once() -> None:
         "answer is " * 500_000,
         "\\boxed{1}" * 500_000,
     ):
-        start = time.perf_counter()
+        start = time.process_time()
         judge("42", content)
-        assert time.perf_counter() - start < LIMIT_SECONDS
+        assert time.process_time() - start < LIMIT_SECONDS
 
 
 def test_what_is_too_costly_goes_to_a_worker_and_is_killed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = "+".join(f"\\sin({n}x^{n}+\\sqrt{{x+{n}}})" for n in range(40))
     monkeypatch.setattr(math_verifier, "WORKER_SECONDS", 0.0)
     monkeypatch.setattr("verifiers.numeric.Meter.__init__.__defaults__", (1,))
+    math_verifier._POOL.close()  # of workers that other tests have left
     before = _children()
     verdict = judge(slow, f"\\boxed{{{slow} + 0x}}")
     assert verdict.outcome == "incorrect"
@@ -225,10 +230,10 @@ def test_fuzz_in_small() -> None:
     for _ in range(1500):
         text = "".join(rng.choices(ALPHABET, k=rng.randint(1, 14)))
         other = "".join(rng.choices(ALPHABET, k=rng.randint(1, 14)))
-        start = time.perf_counter()
+        start = processor_seconds(math_verifier._POOL)
         judge(text, f"\\boxed{{{other}}}")
         assert judge("42", rng.randbytes(rng.randint(0, 60)).decode("utf-8", "replace")).outcome != "invalid"
-        assert time.perf_counter() - start < 2 * LIMIT_SECONDS, (text, other)
+        assert processor_seconds(math_verifier._POOL) - start < 2 * LIMIT_SECONDS, (text, other)
 
 
 def test_every_short_text_is_read_or_refused() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from rlvr.errors import TooManyInvalid
 from rlvr.metrics import RolloutMeter
-from rlvr.types import Episode
-from tests.fakes import make_completion, make_episode
+from rlvr.types import Episode, Message, Outcome, Reply, Turn
+from tests.fakes import make_completion, make_episode, make_task
 
 
 def meter(max_invalid_fraction: float = 0.2) -> RolloutMeter:
@@ -87,12 +89,56 @@ def test_every_take_starts_over() -> None:
     assert not any(name.startswith("groups/") for name in numbers)
 
 
-def test_too_many_invalid_episodes_stop_the_run_with_figures_and_the_last_reason() -> None:
+def test_each_environment_has_numbers_of_its_own() -> None:
+    tool = Turn(
+        prompt_ids=(1,),
+        completion=make_completion((1, 2, 3, 4), forced=(1,)),
+        message=Message(role="assistant", content=""),
+        reply=Reply(messages=(Message(role="tool", content="7"),) * 2, done=False),
+    )
+    calls = dataclasses.replace(make_episode(environment="a"), turns=(tool, tool))
+    numbers = taken(calls, make_episode("invalid", environment="a", stop="completion_budget"), make_episode())
+    assert numbers["env/a/num_episodes"] == 2
+    assert numbers["env/a/invalid_fraction"] == numbers["env/a/truncated_fraction"] == 0.5
+    assert numbers["env/a/turns/mean"] == 1.5
+    assert numbers["env/a/tool_calls/mean"] == 2
+    assert numbers["env/a/forced_fraction"] == pytest.approx(2 / 3)
+    assert numbers["env/a/forced_tokens/mean"] == pytest.approx(2 / 3)
+    assert numbers["env/a/completion_tokens/mean"] == pytest.approx(11 / 3)
+    assert (numbers["env/e/invalid_fraction"], numbers["env/e/tool_calls/mean"]) == (0, 0)
+    assert numbers["rollout/tool_calls/mean"] == pytest.approx(4 / 3)
+
+
+def test_levels_have_rewards_of_their_own() -> None:
+    def at(level: str, outcome: Outcome) -> Episode:
+        episode = make_episode(outcome)
+        return dataclasses.replace(episode, task=dataclasses.replace(episode.task, level=level))
+
+    numbers = taken(at("1", "correct"), at("2", "incorrect"), at("2", "correct"), at("3", "invalid"))
+    assert numbers["env/e/level/1/reward/mean"] == 1
+    assert numbers["env/e/level/2/reward/mean"] == 0
+    assert "env/e/level/3/reward/mean" not in numbers
+    assert not any("/level/" in name for name in taken(make_episode()))
+
+
+def test_what_was_trained_on_is_counted_by_environment() -> None:
+    one = meter()
+    one.add([make_episode()])
+    one.trained(make_task(), [0, 2], 30)
+    one.trained(make_task(), [1], 12)
+    numbers = one.take()
+    assert (numbers["env/e/staleness/mean"], numbers["env/e/trained_tokens"]) == (1, 42)
+    one.add([make_episode()])
+    assert "env/e/trained_tokens" not in one.take()
+
+
+def test_too_many_invalid_episodes_of_one_environment_stop_the_run_with_its_name() -> None:
     one = meter(0.2)
+    one.add([make_episode(environment="fine")] * 10_000)
     one.add([make_episode()] * 40 + [make_episode("invalid", reason="sandbox: gone")] * 10)
     with pytest.raises(TooManyInvalid) as caught:
         one.add([make_episode("invalid", number=7, reason="sandbox: no memory"), make_episode()])
-    assert "21% of the last 52 episodes could not be judged" in str(caught.value)
+    assert "environment 'e': 22% of its last 51 episodes could not be judged" in str(caught.value)
     assert "run.max_invalid_fraction allows 20%" in str(caught.value)
     assert "e/train/7@0#0: sandbox: no memory" in str(caught.value)
 
@@ -100,7 +146,7 @@ def test_too_many_invalid_episodes_stop_the_run_with_figures_and_the_last_reason
 def test_a_few_episodes_prove_nothing() -> None:
     one = meter(0.2)
     one.add([make_episode("invalid")] * 49)
-    with pytest.raises(TooManyInvalid, match="100% of the last 50"):
+    with pytest.raises(TooManyInvalid, match="100% of its last 50"):
         one.add([make_episode("invalid")])
 
 
@@ -110,7 +156,7 @@ def test_only_the_last_episodes_count_and_a_take_does_not_forget_them() -> None:
     one.take()
     one.add([make_episode("invalid")] * 40)
     one.take()
-    with pytest.raises(TooManyInvalid, match="of the last 200"):
+    with pytest.raises(TooManyInvalid, match="of its last 200"):
         one.add([make_episode("invalid")])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlvr.interfaces import EnvironmentSettings
+from rlvr.interfaces import EnvironmentSettings, Sampler
 from rlvr.rollout.play import play
 from rlvr.rollout.renderer import Renderer
 from rlvr.types import (
@@ -30,6 +31,7 @@ from tests.fakes import (
     FakeEnvironment,
     FakeVerifier,
     ScriptedSampler,
+    StreamSampler,
     make_completion,
     make_task,
 )
@@ -69,15 +71,16 @@ class Scripted(FakeEnvironment):
 
 async def run(
     environment: FakeEnvironment,
-    sampler: ScriptedSampler,
+    sampler: Sampler,
     *,
     budget: Budget | None = None,
     max_model_len: int = 1000,
     episode_id: str = "e/train/0@0#0",
     seed: int = 0,
     temperature: float = 1.0,
+    task: Task | None = None,
 ) -> Episode:
-    task = make_task(budget=budget or Budget(turns=None))
+    task = task or make_task(budget=budget or Budget(turns=None))
     episode = await play(
         task,
         episode_id=episode_id,
@@ -104,7 +107,7 @@ async def test_a_single_turn_is_sampled_once_and_judged_on_the_whole_transcript(
     assert len(episode.turns) == 1
     turn = episode.turns[0]
     assert turn.prompt_ids == RENDERER.start(episode.task.prompt) == sampler.calls[0].prompt_ids
-    assert turn.completion is completion
+    assert turn.completion == dataclasses.replace(completion, num_thinking_tokens=2)
     assert turn.message == assistant("42", "hm")
     assert environment.judge.seen == [(*episode.task.prompt, assistant("42", "hm"))]
     assert sampler.calls[0].params.temperature == 0.7
@@ -149,9 +152,9 @@ async def test_what_reset_returns_is_what_the_model_sees_first() -> None:
 
     sampler = ScriptedSampler(says("</think>42"))
     environment = Greeting()
-    episode = await run(environment, sampler)
+    await run(environment, sampler)
     assert TOKENIZER.decode(sampler.calls[0].prompt_ids).startswith("<|im_start|>system\nHi.<|im_end|>")
-    assert environment.judge.seen[0][:2] == (Message(role="system", content="Hi."), *episode.task.prompt)
+    assert environment.judge.seen[0][:2] == (Message(role="system", content="Hi."), *make_task().prompt)
 
 
 async def test_environment_methods_may_be_coroutines() -> None:
@@ -223,12 +226,14 @@ async def test_an_episode_ends_with_a_verdict_where_its_budget_does(budget: Budg
     assert len(environment.judge.seen) == 1
 
 
-async def test_each_call_gets_what_the_calls_before_it_left() -> None:
+async def test_each_turn_gets_what_the_turns_before_it_left() -> None:
     environment = Scripted(*[Reply(messages=(TOOL,), done=False)] * 2)
-    sampler = ScriptedSampler(says("hm</think>a"), says("h</think>bc"), says("</think>d"))
-    await run(environment, sampler, budget=Budget(turns=None, completion_tokens=50, thinking_tokens=4))
-    assert [call.params.max_tokens for call in sampler.calls] == [50, 45, 40]
-    assert [call.params.thinking_tokens for call in sampler.calls] == [4, 2, 1]
+    texts = ("hm</think>a", "h</think>bc", "longer</think>d")
+    sampler = StreamSampler([token for text in texts for token in says(text).token_ids], eos=TOKENIZER.eos_token_id)
+    episode = await run(environment, sampler, budget=Budget(turns=None, completion_tokens=50, thinking_tokens=4))
+    assert [turn.completion.num_thinking_tokens for turn in episode.turns] == [2, 1, 1]
+    assert [turn.message.thinking for turn in episode.turns] == ["hm", "h", "l"]
+    assert sum(len(turn.completion.token_ids) for turn in episode.turns) <= 50
 
 
 async def test_a_call_gets_no_more_than_the_context_has_room_for() -> None:
@@ -236,13 +241,55 @@ async def test_a_call_gets_no_more_than_the_context_has_room_for() -> None:
     prompt = len(RENDERER.start(make_task().prompt))
     await run(Scripted(), sampler, max_model_len=prompt + 5)
     assert sampler.calls[0].params.max_tokens == 5
-    assert sampler.calls[0].params.thinking_tokens is None
+    assert sampler.calls[0].params.stop_token_ids == ()
 
 
 async def test_a_prompt_that_fills_the_context_is_never_sampled() -> None:
     sampler = ScriptedSampler(says("</think>a"))
     episode = await run(Scripted(), sampler, max_model_len=len(RENDERER.start(make_task().prompt)))
     assert (episode.stop, episode.turns, sampler.calls) == ("completion_budget", (), [])
+
+
+@pytest.mark.parametrize("stop", ["turn_budget", "tool_call_budget", "completion_budget"])
+async def test_over_budget_is_incorrect_where_the_budget_says_so_and_nobody_is_asked(stop: str) -> None:
+    limits = {
+        "turn_budget": Budget(turns=1, over_budget="incorrect"),
+        "tool_call_budget": Budget(turns=None, tool_calls=0, over_budget="incorrect"),
+        "completion_budget": Budget(turns=None, completion_tokens=4, over_budget="incorrect"),
+    }
+    environment = Scripted(Reply(messages=(TOOL,), done=False))
+    episode = await run(environment, ScriptedSampler(says("</think>ab")), budget=limits[stop])
+    assert (episode.stop, episode.verdict.outcome, episode.verdict.reward) == (stop, "incorrect", -1.0)
+    assert episode.verdict.reason == f"over budget: {stop}"
+    assert environment.judge.seen == []
+
+
+async def test_an_answer_within_a_strict_budget_is_judged() -> None:
+    episode = await run(Scripted(), ScriptedSampler(says("</think>ab")), budget=Budget(over_budget="incorrect"))
+    assert (episode.stop, episode.verdict.outcome) == ("answered", "correct")
+
+
+async def test_the_model_sees_its_tools_and_its_budget_and_the_transcript_stays_the_environments() -> None:
+    sampler, environment = ScriptedSampler(says("</think>a")), Scripted()
+    task = dataclasses.replace(
+        make_task(budget=Budget(note="Think briefly.")), tools=({"type": "function", "function": {"name": "look_up"}},)
+    )
+    episode = await run(environment, sampler, task=task)
+    prompt = TOKENIZER.decode(sampler.calls[0].prompt_ids)
+    assert '{"name": "look_up"}' in prompt
+    assert "question 0\nThink briefly.<|im_end|>" in prompt
+    assert environment.judge.seen == [(*task.prompt, assistant("a"))]
+    assert episode.task == task
+
+
+async def test_the_record_tells_what_reset_asked() -> None:
+    class Greeting(Scripted):
+        def reset(self, task: Task) -> Sequence[Message]:
+            return (Message(role="system", content="Hi."), *task.prompt)
+
+    environment = Greeting()
+    episode = await run(environment, ScriptedSampler(says("</think>42")))
+    assert (*episode.task.prompt, episode.turns[0].message) == environment.judge.seen[0]
 
 
 # --- what goes wrong on our side is an invalid episode that names the boundary
@@ -293,6 +340,28 @@ async def test_an_exception_makes_the_episode_invalid_and_names_where(boundary: 
     assert episode.verdict.checks == {named: False}
     assert episode.stop == ("answered" if named == "verify" else "error")
     assert len(episode.turns) == (1 if named == "verify" else 0)
+
+
+@pytest.mark.parametrize("refuses", ["assistant", "tool"])
+async def test_messages_that_the_template_refuses_make_the_episode_invalid(refuses: str) -> None:
+    class Picky(CharacterTokenizer):
+        def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> str:
+            if any(message["role"] == refuses for message in conversation):
+                raise ValueError(f"no {refuses} here")
+            return super().apply_chat_template(conversation, **options)
+
+    episode = await play(
+        make_task(budget=Budget(turns=None)),
+        episode_id="e",
+        environment=Scripted(Reply(messages=(TOOL,), done=False)),
+        sampler=ScriptedSampler(says("</think>a")),
+        renderer=Renderer(Picky()),
+        max_model_len=1000,
+        temperature=1.0,
+        seed=0,
+    )
+    assert episode.verdict.outcome == "invalid"
+    assert episode.verdict.reason == f"render: ValueError('no {refuses} here')"
 
 
 @pytest.mark.parametrize(("boundary", "expected"), [("reset", "Sequence"), ("step", "Reply"), ("verify", "Verdict")])

@@ -10,6 +10,7 @@ import pytest
 from rlvr.rollout.renderer import Renderer
 from rlvr.starter.tokenizer import train_tokenizer
 from rlvr.types import Message
+from tests.fakes import CharacterTokenizer
 
 USER = Message(role="user", content="What is 12 + 30?")
 TEXTS = ["What is 12 + 30?", "The answer is 42.", "Call the tool: add 12 and 30.", "system prompt"]
@@ -117,6 +118,43 @@ def test_a_template_with_an_end_of_its_own_is_followed_without_the_tokenizers() 
         assert tokenizer.decode(follow) == expected
 
 
+# --- tools and the budget's note
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Find a word.",
+        "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
+    },
+}
+TEMPLATE_WITH_TOOLS = "{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %}" + TEMPLATE_THAT_LOOKS_AHEAD
+
+
+def test_a_template_that_knows_tools_writes_them_itself() -> None:
+    tokenizer = train_tokenizer(TEXTS)
+    tokenizer.chat_template = TEMPLATE_WITH_TOOLS
+    start = Renderer(tokenizer).start((USER,), tools=(TOOL, TOOL))
+    text = tokenizer.decode(start)
+    assert text.startswith("[look_up][look_up]<|im_start|>user\n")
+    assert "<tool_call>" not in text
+
+
+def test_tools_head_the_system_message_where_the_template_knows_none(tokenizer: Any, renderer: Renderer) -> None:
+    described = tokenizer.decode(renderer.start((Message(role="system", content="Be brief."), USER), tools=(TOOL,)))
+    assert described.startswith('<|im_start|>system\nTools:\n{"name": "look_up", "description": "Find a word."')
+    assert '"required": ["word"]' in described
+    assert '<tool_call>{"name": ..., "arguments": {...}}</tool_call>\n\nBe brief.<|im_end|>' in described
+    without_system = tokenizer.decode(renderer.start((USER,), tools=(TOOL,)))
+    assert without_system == described.replace("\n\nBe brief.", "")
+    assert renderer.start((USER,), tools=()) == renderer.start((USER,))
+
+
+def test_a_note_is_the_last_line_of_the_last_message(tokenizer: Any, renderer: Renderer) -> None:
+    text = tokenizer.decode(renderer.start((USER,), note="Think in 8 tokens."))
+    assert text == "<|im_start|>user\nWhat is 12 + 30?\nThink in 8 tokens.<|im_end|>\n<|im_start|>assistant\n<think>"
+
+
 # --- parse
 
 
@@ -167,10 +205,51 @@ def test_any_tokens_parse_also_broken_characters(tokenizer: Any, renderer: Rende
         assert renderer.parse(renderer.start((USER,)), (token, token)).role == "assistant"
 
 
+# --- the marks around a thought
+
+
+def test_what_closes_a_thought_is_what_the_template_writes_there() -> None:
+    tokenizer = train_tokenizer(TEXTS)
+    marks = Renderer(tokenizer).marks("")
+    assert marks is not None
+    assert [tokenizer.decode([mark]) for mark in (marks.start, marks.end)] == ["<think>", "</think>"]
+    assert marks.closing == (marks.end,)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{{ m.content }}{% endfor %}"
+    )
+    marks = Renderer(tokenizer).marks("So: ")
+    assert marks is not None
+    assert tokenizer.decode(marks.closing) == "</think>\n\nSo: "
+
+
+def test_a_template_that_writes_no_thoughts_closes_them_with_the_mark_alone() -> None:
+    tokenizer = train_tokenizer(TEXTS)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    marks = Renderer(tokenizer).marks("")
+    assert marks is not None
+    assert marks.closing == (marks.end,)
+
+
+def test_a_policy_without_marks_of_one_token_has_none() -> None:
+    class NoMarks(CharacterTokenizer):
+        marks = ("<|im_end|>",)
+
+    assert Renderer(NoMarks()).marks("") is None
+
+
 @pytest.mark.parametrize(
-    ("completion", "count"), [("</think>42", 0), ("1234</think>42", 4), ("1234", 4), ("12</think>3</think>", 2)]
+    ("prompt", "opened"),
+    [
+        ("<|im_start|>assistant\n<think>", True),
+        ("<|im_start|>assistant\n<think>\nso", True),
+        ("<|im_start|>assistant\n<think></think>", False),
+        ("<|im_start|>assistant\n", False),
+        # A thought of an earlier message that never closed ended with that message.
+        ("<think>hm<|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n", False),
+        ("", False),
+    ],
 )
-def test_thinking_tokens_are_those_before_the_first_end_of_thought(
-    tokenizer: Any, renderer: Renderer, completion: str, count: int
+def test_a_prompt_opens_a_thought_only_in_its_last_message(
+    tokenizer: Any, renderer: Renderer, prompt: str, opened: bool
 ) -> None:
-    assert renderer.num_thinking_tokens(ids(tokenizer, completion)) == count
+    assert renderer.opens_thought(ids(tokenizer, prompt)) is opened

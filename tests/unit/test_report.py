@@ -116,3 +116,15 @@ def test_on_a_terminal_progress_is_one_live_line_and_sentences_stay() -> None:
     reporter.close()
     assert "stays\n" in output.getvalue()
     assert "\x1b[" in output.getvalue()
+
+
+def test_a_mixtures_line_tells_the_reward_of_each_environment(reporter: Reporter, output: io.StringIO) -> None:
+    own = {"env/sql/reward/mean": -0.5, "env/math/reward/mean": 1.0, "env/math/level/2/reward/mean": 0.3}
+    reporter.step(METRICS | own, num_steps=5, accuracy=None, left_seconds=1)
+    assert "reward +0.25 (math +1.00, sql -0.50)  staleness" in output.getvalue()
+    reporter.step(METRICS, num_steps=5, accuracy=None, left_seconds=1)
+
+
+def test_a_grid_has_its_columns_and_rows(reporter: Reporter, output: io.StringIO) -> None:
+    reporter.grid("title", ["", "0", "8"], [["math", "1 %", "2 %"]])
+    assert all(text in output.getvalue() for text in ("title", "math", "1 %", "2 %"))

@@ -13,6 +13,7 @@ import pytest
 
 from rlvr.config import RunConfig, parse
 from rlvr.errors import CheckpointError
+from rlvr.evaluation import Evaluation
 from rlvr.run_folder import RunFolder, RunState
 from rlvr.tasks import Position
 from rlvr.types import episode_from_json
@@ -26,8 +27,7 @@ STATE = RunState(
     ledger_length=10,
     metrics_length=20,
     trained_seconds=1.5,
-    accuracy_before=0.25,
-    draft_acceptance_before=None,
+    before=Evaluation(accuracy=0.25, by_environment={"e": 0.25}, draft_acceptance=0.9, num_judged=4),
 )
 
 

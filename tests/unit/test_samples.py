@@ -3,8 +3,22 @@ from __future__ import annotations
 import pytest
 
 from rlvr.samples import samples_from_group
-from rlvr.types import Completion, Episode, Group, Message, Outcome, Reply, Stop, Task, Turn, Verdict, WeightSpan
+from rlvr.types import (
+    Completion,
+    Episode,
+    Group,
+    LossSettings,
+    Message,
+    Outcome,
+    Reply,
+    Stop,
+    Task,
+    Turn,
+    Verdict,
+    WeightSpan,
+)
 
+LOSS = LossSettings(temperature=0.7, clip_high=0.4)
 TASK = Task(id="e/train/0", environment="e", prompt=(Message(role="user", content="?"),), reference={})
 REWARDS: dict[Outcome, float | None] = {"correct": 1.0, "incorrect": -1.0, "invalid": None}
 
@@ -37,14 +51,15 @@ def group(*outcomes: Outcome, turns: tuple[Turn, ...] = ONE_TURN, stops: tuple[S
 
 
 def make(group: Group, *, mask_truncated: bool = False) -> list[float]:
-    samples = samples_from_group(group, normalize_by_std=False, mask_truncated=mask_truncated)
+    samples = samples_from_group(group, normalize_by_std=False, mask_truncated=mask_truncated, loss=LOSS)
     return [max(sample.advantages, key=abs) for sample in samples]
 
 
 def test_turns_are_laid_end_to_end_and_only_sampled_tokens_carry_loss_and_advantage() -> None:
     first, second = samples_from_group(
-        group("correct", "incorrect", turns=TWO_TURNS), normalize_by_std=False, mask_truncated=False
+        group("correct", "incorrect", turns=TWO_TURNS), normalize_by_std=False, mask_truncated=False, loss=LOSS
     )
+    assert first.loss == second.loss == LOSS
     assert first.token_ids == (1, 2, 3, 4, 6, 7, 8)
     assert first.loss_mask == (0, 0, 1, 0, 0, 1, 1)
     assert first.behaviour_logprobs == pytest.approx((0, 0, -0.3, -0.4, 0, -0.7, -0.8))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,10 @@ from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from environments.math_solver import MathSolver
 from rlvr.errors import ConfigError
-from rlvr.interfaces import Environment, EnvironmentSettings, Verifier
+from rlvr.interfaces import Environment, EnvironmentSettings, Verifier, WorkedExample
 from rlvr.learner.model import PolicyModel, has_mtp
 from rlvr.rollout.renderer import Renderer
-from rlvr.starter.build import build_starter
+from rlvr.starter.build import _examples, build_starter
 from rlvr.starter.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from rlvr.types import Message, Split, Task
 
@@ -32,7 +32,7 @@ def tokenizer() -> Qwen2Tokenizer:
 def build(cache: Path, seed: int = 0) -> Path:
     environment = MathSolver(MathSolver.Settings())
     return build_starter(
-        environment, seed=seed, cache_folder=cache, progress=lambda line: None, policy_steps=3, mtp_steps=2
+        [environment], seed=seed, cache_folder=cache, progress=lambda line: None, policy_steps=3, mtp_steps=2
     )
 
 
@@ -108,7 +108,7 @@ def test_two_builders_at_once_leave_one_whole_folder(tmp_path: Path) -> None:
 def test_the_cache_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLVR_CACHE", str(tmp_path / "cache"))
     environment = MathSolver(MathSolver.Settings())
-    folder = build_starter(environment, seed=0, progress=lambda line: None, policy_steps=1, mtp_steps=1)
+    folder = build_starter([environment], seed=0, progress=lambda line: None, policy_steps=1, mtp_steps=1)
     assert folder.parent == tmp_path / "cache"
 
 
@@ -124,4 +124,42 @@ class Mute(Environment):
 
 def test_an_environment_without_worked_examples_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'mute' has no `worked_examples`.*set policy\.path"):
-        build_starter(Mute(EnvironmentSettings()), seed=0, cache_folder=tmp_path, progress=lambda line: None)
+        build_starter([Mute(EnvironmentSettings())], seed=0, cache_folder=tmp_path, progress=lambda line: None)
+
+
+TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+
+
+class Second(Mute):
+    name = "second"
+
+    def worked_examples(self, seed: int) -> Iterator[WorkedExample]:
+        for number in count():
+            prompt = (Message(role="user", content=f"Look up {number} please."),)
+            yield WorkedExample(prompt, Message(role="assistant", content=f"I look up {number}."), (TOOL,))
+
+
+def test_every_environment_that_has_worked_examples_teaches(tmp_path: Path) -> None:
+    teachers = [Mute(EnvironmentSettings()), MathSolver(MathSolver.Settings()), Second(EnvironmentSettings())]
+    folder = build_starter(
+        teachers, seed=0, cache_folder=tmp_path, progress=lambda line: None, policy_steps=1, mtp_steps=1
+    )
+    assert folder.name.startswith("starter-math_solver+second-0-")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # Words of both, and of the tools' description, have become tokens.
+    assert {"ĠWhat", "ĠLook", "look"} & set(tokenizer.get_vocab())
+    assert len(tokenizer.encode("Look up 7 please.")) < 10
+    assert len(tokenizer.encode("What is 12+7? Answer in \\boxed{}.")) < 20
+    alone = build_starter(
+        teachers[1:2], seed=0, cache_folder=tmp_path, progress=lambda line: None, policy_steps=1, mtp_steps=1
+    )
+    assert alone.name.startswith("starter-math_solver-0-")
+
+
+def test_examples_come_from_each_teacher_in_turn_with_their_tools_told() -> None:
+    teachers = [MathSolver(MathSolver.Settings()), Second(EnvironmentSettings())]
+    examples = list(islice(_examples(teachers, 0), 4))
+    assert [example.prompt[-1].content.split()[0] for example in examples][1::2] == ["Look", "Look"]
+    assert examples[1].prompt[0].role == "system"
+    assert '{"name": "look_up"' in examples[1].prompt[0].content
+    assert [len(example.prompt) for example in examples] == [1, 2, 1, 2]

@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlvr.types import Message, Task, Verdict
+from tests.clock import processor_seconds
+from verifiers import tool_schema
 from verifiers.tool_calls import ToolCallSettings, ToolCallVerifier, compare_states, same
 from verifiers.tool_forms import Call, FormError, read
+from verifiers.worker import WorkerPool
 
 TOOLS = json.loads((Path(__file__).parents[1] / "data" / "tool_calls" / "tools.json").read_text())
 CASES = [
@@ -144,6 +147,9 @@ def test_json_values_are_equal_by_value_and_kind() -> None:
         {"calls": [{"name": "fly", "arguments": {}}]},
         {"calls": [{"name": "pay", "arguments": {}}]},
         {"calls": [PAY], "tools": [{"name": "pay", "parameters": {"type": "thing"}}]},
+        {"calls": [{"name": "pay", "arguments": ["a"]}]},
+        {"calls": [PAY], "optional": ["cart"]},
+        {"calls": [PAY], "optional": {"pay": "cart"}},
         {"calls": [PAY], "tools": [{"name": "pay", "parameters": {"$ref": "https://example.com/schema"}}]},
     ],
 )
@@ -191,6 +197,48 @@ def test_large_hostile_answers_are_refused_at_once(text: str) -> None:
     verdict = judge({"calls": [PAY]}, text)
     assert verdict.outcome == "incorrect"
     assert verdict.seconds < 10  # of a machine that has other work
+
+
+def tool(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": "f", "parameters": {"type": "object"} | schema}]
+
+
+UNIQUE = {"properties": {"s": {"type": "array", "uniqueItems": True}}}
+BACKTRACKS = {"properties": {"s": {"type": "string", "pattern": "^(a+)+$"}}}
+RECURSES = {
+    "$defs": {"n": {"anyOf": [{"properties": {"c": {"$ref": "#/$defs/n"}}, "required": [key]} for key in "yz"]}},
+    "$ref": "#/$defs/n",
+}
+NESTED: dict[str, Any] = {}
+for _ in range(55):
+    NESTED = {"c": NESTED}
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "hostile"),
+    [
+        (BACKTRACKS, {"s": "aaa"}, {"s": "a" * 50 + "!"}),
+        (UNIQUE, {"s": [1, "1", {}]}, {"s": [{"a": i} if i % 2 else i for i in range(9000)]}),
+        (RECURSES, {"y": 1}, NESTED),
+    ],
+)
+def test_a_schema_that_could_take_for_ever_is_checked_in_bounded_time(
+    schema: dict[str, Any], right: dict[str, Any], hostile: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool_schema, "SECONDS", 0.3)
+    reference = {"tools": tool(schema), "calls": [{"name": "f", "arguments": right}]}
+    assert judge(reference, hermes("f", **right)).outcome == "correct"
+    start = processor_seconds(tool_schema._POOL)
+    verdict = judge(reference, hermes("f", **hostile))
+    assert (verdict.outcome, "take longer than" in verdict.reason) == ("incorrect", True), verdict.reason
+    assert processor_seconds(tool_schema._POOL) - start < 1.0
+    assert judge(reference | {"calls": [{"name": "f", "arguments": hostile}]}, "").outcome == "invalid"
+
+
+def test_without_a_worker_a_costly_schema_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool_schema, "_POOL", WorkerPool("verifiers.no_such_module"))
+    reference = {"tools": tool(BACKTRACKS), "calls": [{"name": "f", "arguments": {"s": "a"}}]}
+    assert judge(reference, hermes("f", s="a")).outcome == "invalid"
 
 
 def test_unread_text_is_no_call() -> None:

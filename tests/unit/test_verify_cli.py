@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pty
+import re
 import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,7 @@ SQL = {
     "completion": "SELECT a FROM t",
     "reference": {"schema": "CREATE TABLE t(a INT); INSERT INTO t VALUES (1)", "query": "SELECT a FROM t"},
 }
+TOOL_CALLS = {"verifier": "tool_calls", "completion": "none", "reference": {"tools": [], "calls": []}}
 # An environment whose verifier does as the answer says, and has a setting.
 ODD = """
 import os, random, time
@@ -129,7 +133,10 @@ def test_plain_records_are_scored_in_order_and_pass_id_and_metadata_through(
         ("\xff", "line: no JSON"),
         ("[" * 100_000, "line: no JSON"),
         ({"completion": "x", "reference": "4"}, "verifier: missing"),
-        (MATH | {"verifier": "mth"}, "verifier: 'mth' is unknown; known are code, math, sql, tool_calls"),
+        (
+            MATH | {"verifier": "mth"},
+            "verifier: 'mth' is unknown; known are code, math, sql, sql_postgresql, tool_calls",
+        ),
         (MATH | {"verifier": 3}, "verifier: not a text"),
         ({"verifier": "math", "reference": "4"}, "completion: missing"),
         ({"verifier": "math", "completion": "4"}, "reference: missing"),
@@ -174,6 +181,16 @@ def test_messages_in_the_form_of_openai_are_read() -> None:
     said = [{"role": "assistant", "content": None, "tool_calls": [call]}]
     record = parse(json.dumps({"verifier": "tool_calls", "completion": said, "reference": {}}).encode())
     assert record.transcript[-1].content == '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+
+
+def test_messages_beside_a_completion_are_its_prompt() -> None:
+    shots = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "\\boxed{4}"}]
+    for field in ("messages", "prompt"):
+        record = parse(json.dumps(MATH | {field: shots, "completion": "\\boxed{5}"}).encode())
+        assert [message.content for message in record.task.prompt] == ["2+2?", "\\boxed{4}"]
+        assert record.transcript[2:] == (Message(role="assistant", content="\\boxed{5}"),)
+    with pytest.raises(records.RecordError, match="completion: missing"):
+        parse(json.dumps({"verifier": "math", "reference": "4", "prompt": shots}).encode())
 
 
 @pytest.mark.parametrize(
@@ -385,8 +402,27 @@ def test_explain_prints_the_way_to_one_verdict(tmp_path: Path, capsys: pytest.Ca
         "reward -1",
     ):
         assert part in printed
+    assert "the reference is read as: 4" in printed
     assert verify(source, "--explain") == 0
     assert "def f(x): return x + 1" in capsys.readouterr().out
+    source = write(tmp_path / "more.jsonl", [SQL, TOOL_CALLS])
+    for line, shown in (
+        (1, "extracted query:\n    SELECT a FROM t\n"),
+        (2, "read: no call\njudged by: the reference's"),
+    ):
+        assert verify(source, "--explain", line) == 0
+        assert shown in capsys.readouterr().out
+
+
+def test_an_environment_without_a_verifier_is_invalid_and_named(tmp_path: Path, odd: str) -> None:
+    file = Path(odd.partition(":")[0])
+    file.write_text(file.read_text().replace("return Judge(self.settings.wanted)", "raise RuntimeError('none here')"))
+    source = write(tmp_path / "in.jsonl", [odd_record(odd, "yes"), MATH])
+    out = tmp_path / "out.jsonl"
+    assert verify(source, "--out", out) == 1
+    assert [line["outcome"] for line in read(out)] == ["invalid", "correct"]
+    assert "none here" in read(out)[0]["reason"]
+    assert verify(source, "--explain", 1) == 0
 
 
 # ---- workers that fall, and runs that are stopped
@@ -419,6 +455,19 @@ def test_resume_goes_on_after_the_last_whole_line(tmp_path: Path, capsys: pytest
         ]
         assert len(read(out)) == 5
         assert capsys.readouterr().out.splitlines()[1].split()[:5] == table
+
+
+def test_resuming_with_other_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, other = write(tmp_path / "a.jsonl", [MATH, WRONG]), write(tmp_path / "b.jsonl", [MATH, WRONG])
+    out = tmp_path / "out.jsonl"
+    assert verify(first, "--out", out) == 0
+    before = out.read_bytes()
+    for inputs in ([other], [other, first], [write(tmp_path / "c.jsonl", [MATH])]):
+        assert verify(*inputs, "--out", out, "--resume") != 0
+        assert "not record 2 of the input" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert verify(first, other, "--out", out, "--resume") == 0
+    assert len(read(out)) == 4
 
 
 def test_an_interrupt_leaves_whole_lines_and_resume_finishes(tmp_path: Path, odd: str) -> None:
@@ -459,11 +508,32 @@ def test_reading_stays_near_the_first_record_without_a_verdict(
     assert ahead < 50 + 3 * workers.MAX_CHUNK
 
 
+def test_a_terminal_sees_progress_and_a_file_does_not(tmp_path: Path, odd: str) -> None:
+    source = write(tmp_path / "in.jsonl", [odd_record(odd, "slow")] * 40)
+
+    def shown(*arguments: str) -> str:
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "rlvr.cli", "verify", source, "--workers", "1", *arguments]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs) as running:
+            os.close(theirs)
+            seen = b""
+            with suppress(OSError), os.fdopen(ours, "rb", buffering=0) as terminal:  # EIO is its end
+                while part := terminal.read(4096):
+                    seen += part
+            assert running.wait(30) == 0
+        return seen.decode()
+
+    bar = re.compile(r"\r\[#{1,30} *\] +\d+%  \d+ records, \d+ a second")
+    assert len(bar.findall(shown())) > 1
+    assert shown("--no-progress") == ""
+
+
 # ---- light
 
 
 def test_no_training_library_is_imported(tmp_path: Path) -> None:
-    source = write(tmp_path / "in.jsonl", [MATH, CODE, SQL, {"environment": "math_solver"} | MATH])
+    lines = [MATH, CODE, SQL, TOOL_CALLS, {"environment": "math_solver"} | MATH]
+    source = write(tmp_path / "in.jsonl", lines)
     script = (
         "import sys; from rlvr.cli import main\n"
         f"main(['verify', {source!r}, '--workers', '1'])\n"

@@ -1,0 +1,172 @@
+"""A question about a database is answered with one SQL query; what the query returns decides."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import count, islice
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from environments.sql_database import data
+from environments.sql_database.tools import Queries
+from rlvr import interfaces
+from rlvr.errors import ConfigError
+from rlvr.tools import Toolbox, describe
+from rlvr.types import Message, Reply, Split, Task
+from verifiers import sql_query
+from verifiers.sql import SqlSettings, SqlVerifier
+from verifiers.sql_run import Result
+from verifiers.tool_dispatch import dispatch
+
+if TYPE_CHECKING:
+    from verifiers.sql_postgres import PostgresVerifier
+
+INSTRUCTION = " Answer with one SQL query."
+LOOK = " You may look at the data with run_query first."
+# Draws without a new problem after which a held-out set of the asked size is given up.
+PATIENCE = 20_000
+
+Level = Annotated[int, Field(ge=min(data.LEVELS), le=max(data.LEVELS))]
+
+
+class SqlDatabaseSettings(interfaces.EnvironmentSettings):
+    """The `settings` table of this environment."""
+
+    levels: tuple[Level, ...] = Field((1,), min_length=1, description="difficulties to draw from, 1 to 4")
+    seed: int = 0
+    path: str | None = Field(None, description="JSONL file of problems on your own schemas, in place of generated ones")
+    num_train: PositiveInt | None = Field(None, description="default: endless, or all of the file's")
+    num_held_out: PositiveInt = Field(512, description="generated ones are distinct; of a file, at most so many")
+    max_queries: NonNegativeInt = Field(0, description="calls of run_query before the answer; 0: one turn, no tool")
+    max_rows: PositiveInt = Field(20, description="that a call of run_query shows")
+    dsn: str | None = Field(None, description="a PostgreSQL database to run everything on; default: SQLite in memory")
+    judge: SqlSettings = Field(SqlSettings(), description="what counts as the same answer: verifiers/sql.py")
+
+
+class SqlDatabase(interfaces.Environment):
+    """Generated problems over eight domains, endless for training; or those of `settings.path`."""
+
+    name = "sql_database"
+    summary = "questions about a database, answered with a SQL query"
+    Settings = SqlDatabaseSettings
+    settings: SqlDatabaseSettings
+    _toolbox: Toolbox | None = None
+
+    def setup(self) -> None:
+        """A PostgreSQL server that cannot be used stops the run here, and says why."""
+        if self.settings.dsn is not None:
+            _on_postgresql(self.settings.dsn, self.settings.judge).check()
+
+    def tasks(self, split: Split) -> Iterable[Task]:
+        if self.settings.path is not None:
+            return self._from_file(self.settings.path, split)
+        return self._generated(split)
+
+    def verifier(self) -> SqlVerifier:
+        if self.settings.dsn is not None:
+            return _on_postgresql(self.settings.dsn, self.settings.judge)
+        return SqlVerifier(self.settings.judge)
+
+    def reset(self, task: Task) -> Sequence[Message]:
+        settings = self.settings
+        if settings.max_queries:
+            queries = Queries(
+                partial(self._rows, task.reference["schema"]),
+                max_queries=settings.max_queries,
+                max_rows=settings.max_rows,
+            )
+            self._toolbox = Toolbox(queries.run_query)
+        return task.prompt
+
+    def step(self, message: Message) -> Reply:
+        """Runs the queries that the message calls for; a message without calls is the answer."""
+        answers = dispatch(message.content, self._toolbox) if self._toolbox is not None else ()
+        return Reply(messages=answers, done=not answers)
+
+    def gold(self, task: Task) -> Sequence[Message]:
+        return (Message(role="assistant", content=task.reference["query"]),)
+
+    def worked_examples(self, seed: int) -> Iterator[interfaces.WorkedExample]:
+        """Training problems only, of uneven quality on purpose: some plan the query, the others mostly err."""
+        rng = random.Random(f"{seed}/worked")
+        for problem in self._draws(seed, "train"):
+            thought, query = data.worked_query(problem, rng)
+            answer = Message(role="assistant", thinking=thought, content=query)
+            yield interfaces.WorkedExample(self._prompt(problem), answer, self._tools)
+
+    def _rows(self, schema: str, query: str) -> Result:
+        judge = self.settings.judge
+        if self.settings.dsn is not None:
+            return _on_postgresql(self.settings.dsn, judge).rows(schema, query)
+        return sql_query.rows(schema, query, judge.plain())
+
+    def _draws(self, seed: int, split: Split) -> Iterator[data.Problem]:
+        rng = random.Random(f"{seed}/{split}")
+        levels = {level: data.generate(seed, level, split) for level in self.settings.levels}
+        while True:
+            yield next(levels[rng.choice(self.settings.levels)])
+
+    def _generated(self, split: Split) -> Iterator[Task]:
+        settings = self.settings
+        problems = self._draws(settings.seed, split)
+        if split == "train":
+            for key, problem in islice(enumerate(problems), settings.num_train):
+                yield self._task(split, key, problem)
+            return
+        seen: set[str] = set()
+        drawn = count()
+        for problem in problems:
+            if next(drawn) - len(seen) > PATIENCE:
+                raise ConfigError(
+                    f"sql_database: num_held_out = {settings.num_held_out}, but levels {settings.levels} gave only "
+                    f"{len(seen)} distinct held-out problems; lower num_held_out or add a level"
+                )
+            if problem.text not in seen:
+                seen.add(problem.text)
+                yield self._task(split, len(seen) - 1, problem)
+                if len(seen) == settings.num_held_out:
+                    return
+
+    def _from_file(self, path: str, split: Split) -> Sequence[Task]:
+        """Keys are line numbers. A problem that stands in the file twice is taken once."""
+        tasks: dict[str, Task] = {}
+        for line, problem in data.read_jsonl(path, sqlite=self.settings.dsn is None):
+            if data.split_of(problem.text) == split:
+                tasks.setdefault(data.even(problem.text), self._task(split, line, problem))
+        limit = self.settings.num_train if split == "train" else self.settings.num_held_out
+        if not tasks:
+            raise ConfigError(
+                f"sql_database: {path} has no problem that falls into {split!r} (a hash of its text decides; about one "
+                f"in {data.HELD_OUT_EVERY} is held out); add problems"
+            )
+        return list(tasks.values())[:limit]
+
+    def _task(self, split: Split, key: int, problem: data.Problem) -> Task:
+        own = {"settings": problem.settings} if problem.settings else {}
+        return Task(
+            id=f"{self.name}/{split}/{key}",
+            environment=self.name,
+            prompt=self._prompt(problem),
+            reference={"schema": problem.schema, "query": problem.query, **own},
+            tools=self._tools,
+            level=str(problem.level) if problem.level else "",
+            seed=key,
+        )
+
+    def _prompt(self, problem: data.Problem) -> tuple[Message, ...]:
+        text = problem.text + (LOOK if self.settings.max_queries else "") + INSTRUCTION
+        return (Message(role="user", content=text),)
+
+    @property
+    def _tools(self) -> tuple[dict[str, Any], ...]:
+        return (describe(Queries.run_query).spec,) if self.settings.max_queries else ()
+
+
+def _on_postgresql(dsn: str, judge: SqlSettings) -> PostgresVerifier:
+    # Imported where it is asked for: psycopg is an optional package.
+    from verifiers.sql_postgres import PostgresVerifier
+
+    return PostgresVerifier(dsn, judge)

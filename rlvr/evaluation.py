@@ -1,0 +1,90 @@
+"""Accuracy on held-out tasks: who plays them, and what the episodes say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Protocol
+
+from rlvr.rollout.worker import Order
+from rlvr.types import Episode, Group, Task
+
+
+class Player(Protocol):
+    """A rollout worker, wherever it lives."""
+
+    async def play(self, order: Order) -> Group:
+        """As `rlvr.rollout.worker.RolloutWorker.play`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Accuracy over the judged episodes, all and by environment, and what the MTP layer's drafts were worth."""
+
+    accuracy: float = 0.0
+    by_environment: dict[str, float] = field(default_factory=dict)
+    draft_acceptance: float | None = None
+    num_judged: int = 0
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Accuracies by their names as metrics."""
+        return {f"env/{name}/eval/accuracy": accuracy for name, accuracy in self.by_environment.items()}
+
+
+async def play_tasks(
+    players: Sequence[Player],
+    tasks: Sequence[Task],
+    *,
+    at_once: int,
+    group_size: int = 1,
+    temperature: float = 0.0,
+    version: int = 0,
+    seed: int = 0,
+) -> list[Episode]:
+    """Every task `group_size` times, shared out over the players, at most `at_once` tasks under way.
+
+    More would only wait in the engines, on the time of their own budgets.
+    """
+    free = asyncio.Semaphore(at_once)
+
+    async def play(number: int, task: Task) -> Group:
+        order = Order(
+            ticket=number,
+            task=task,
+            group_size=group_size,
+            temperature=temperature,
+            birth_version=version,
+            seed=seed,
+        )
+        async with free:
+            return await players[number % len(players)].play(order)
+
+    groups = await asyncio.gather(*(play(number, task) for number, task in enumerate(tasks)))
+    return [episode for group in groups for episode in group.episodes]
+
+
+def summarize(episodes: Sequence[Episode]) -> Evaluation:
+    """Invalid episodes are left out of every mean; an environment of which nothing was judged is not there."""
+    judged: defaultdict[str, list[bool]] = defaultdict(list)
+    for episode in episodes:
+        if episode.verdict.reward is not None:
+            judged[episode.task.environment].append(episode.verdict.outcome == "correct")
+    everything = [correct for each in judged.values() for correct in each]
+    return Evaluation(
+        accuracy=fmean(everything) if everything else 0.0,
+        by_environment={name: fmean(each) for name, each in judged.items()},
+        draft_acceptance=draft_acceptance(episodes),
+        num_judged=len(everything),
+    )
+
+
+def draft_acceptance(episodes: Sequence[Episode]) -> float | None:
+    """The share of drafted tokens that the policy took; `None` where nothing was drafted."""
+    completions = [turn.completion for episode in episodes for turn in episode.turns]
+    drafted = sum(completion.num_draft_tokens for completion in completions)
+    return sum(completion.num_accepted_tokens for completion in completions) / drafted if drafted else None

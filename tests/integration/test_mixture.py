@@ -1,0 +1,149 @@
+"""A mixture on the real stack: every environment under its own settings, shares that move, an evaluation after."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlvr.ledger import audit
+from rlvr.types import Episode, episode_from_json
+from tests.integration.runs import Run, write_config
+from tests.tiny import write_checkpoint
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENTS = """
+group_size = 6
+[environments.algorithm]
+clip_high = 0.5
+[[environments]]
+name = "{root}/scripts/bench/dialogue.py:Dialogue"
+turns = 3
+tool_calls = 4
+completion_tokens = 60
+thinking_tokens = [{{ tokens = 6, weight = 2 }}, "unlimited"]
+closing = "So: "
+answer_tokens = 6
+tell_budget = true
+over_budget = "incorrect"
+temperature = 0.7
+[[environments]]
+name = "{root}/tests/leveled.py:Leveled"
+completion_tokens = 16
+curriculum = {{ window = 8 }}
+[mixture]
+by = "tokens"
+[rollout]
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = write_config(tmp_path, write_checkpoint(tmp_path / "policy"))
+    mixed = path.read_text().replace("[rollout]\n", ENVIRONMENTS.format(root=ROOT), 1)
+    path.write_text(mixed.replace("max_model_len = 128", "max_model_len = 256"))
+    return path
+
+
+def episodes_of(run: Run) -> list[Episode]:
+    files = sorted((run.folder / "episodes").glob("train-*.jsonl"))
+    return [episode_from_json(line) for file in files for line in file.read_text().splitlines()]
+
+
+def position_of(run: Run) -> dict[str, Any]:
+    newest = max((run.folder / "checkpoints").glob("step-*"))
+    position: dict[str, Any] = json.loads((newest / "run.json").read_text())["position"]
+    return position
+
+
+def test_a_mixture_trains_each_environment_under_its_own_settings_and_is_evaluated(
+    config: Path, tmp_path: Path
+) -> None:
+    run = Run(config, tmp_path, "run.num_steps=5")
+    assert run.wait() == 0, run.output()
+    assert audit(run.folder / "ledger.jsonl") == []
+    episodes = episodes_of(run)
+    groups = Counter((episode.task.environment, episode.id.rpartition("#")[0]) for episode in episodes)
+    sizes = {name: {count for (each, _), count in groups.items() if each == name} for name in ("coin", "dialogue")}
+    assert sizes == {"coin": {6}, "dialogue": {4}}
+
+    dialogues = [episode for episode in episodes if episode.task.environment == "dialogue"]
+    for episode in dialogues:
+        if episode.task.budget.thinking_tokens is not None:
+            assert sum(turn.completion.num_thinking_tokens for turn in episode.turns) <= 6
+        assert episode.stop == "answered" or episode.verdict.outcome == "incorrect"
+    assert {episode.task.budget.thinking_tokens for episode in dialogues} <= {6, None}
+    assert any(len(episode.turns) > 1 for episode in dialogues)
+    levels = {episode.task.level for episode in episodes if episode.task.environment == "leveled"}
+    assert levels
+    assert levels <= {"1", "2", "3"}
+    passed = position_of(run)["passed"]
+    assert set(passed["leveled/1"]) <= {1.0}
+    assert set(passed["leveled/3"]) <= {0.0}
+
+    names = {name for line in run.metrics() for name in line}
+    wanted = {"reward/mean", "forced_fraction", "tool_calls/mean", "invalid_fraction", "completion_tokens/mean"}
+    assert {f"env/dialogue/{name}" for name in wanted} <= names
+    assert any(name.startswith("env/leveled/level/") for name in names)
+    assert {"env/coin/staleness/mean", "env/coin/trained_tokens", "env/coin/eval/accuracy"} <= names
+    assert "dialogue" in run.output(), "the table at the end has a row for each"
+
+    output = tmp_path / "evaluated"
+    settings = [f"run.folder={tmp_path}", "eval.num_tasks=24"]
+    options = ["--thinking-tokens", "0,6", "--samples", "2", "--output", str(output)]
+    command = [sys.executable, "-m", "rlvr.cli", "eval", str(run.folder), str(config), *settings, *options]
+    subprocess.run(command, check=True, timeout=200)
+    record = json.loads((output / "accuracy.json").read_text())
+    assert record["policy"].endswith("step-000005/model")
+    cells = {(cell["environment"], cell["thinking_tokens"]): cell for cell in record["cells"]}
+    assert set(cells) == {(name, tokens) for name in ("coin", "dialogue", "leveled") for tokens in (0, 6)}
+    assert all(cell["num_judged"] == 16 and cell["num_invalid"] == 0 for cell in cells.values())
+    assert cells["coin", 0]["thinking_tokens_mean"] == 0 < cells["coin", 6]["thinking_tokens_mean"] <= 6
+
+
+def test_a_mixture_whose_shares_move_is_killed_and_goes_on(config: Path, tmp_path: Path) -> None:
+    run = Run(config, tmp_path, "run.num_steps=40")
+    run.wait_for_step(3)
+    run.kill()
+    run = Run(config, tmp_path, "run.num_steps=6")
+    assert run.wait() == 0, run.output()
+    assert "resumed from" in run.output()
+    assert audit(run.folder / "ledger.jsonl") == []
+    position = position_of(run)
+    assert any(position["passed"].values())
+    assert sum(position["tokens"]["coin"]) > 0
+
+
+def test_synchronous_runs_whose_shares_move_are_the_same_run(config: Path, tmp_path: Path) -> None:
+    ledgers = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        run = Run(config, folder, "rollout.max_staleness=0", "run.num_steps=4")
+        assert run.wait() == 0, run.output()
+        trained = [line for line in run.ledger() if line["fate"] == "trained"]
+        ledgers.append(sorted((line["step"], line["ticket"], line["task"]) for line in trained))
+    assert ledgers[0] == ledgers[1]
+
+
+def test_an_environment_that_only_yields_invalid_episodes_stops_the_run_with_its_name(
+    config: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "from tests.coin import Coin\n\n\nclass Broken(Coin):\n    name = 'broken'\n\n"
+        "    def verifier(self):\n        raise RuntimeError('the judge is out')\n"
+    )
+    path = tmp_path / "with_broken.toml"
+    path.write_text(config.read_text().replace("[mixture]", f'[[environments]]\nname = "{broken}:Broken"\n[mixture]'))
+    run = Run(path, tmp_path, "run.num_steps=1000")
+    assert run.wait() == 1
+    assert "TooManyInvalid: environment 'broken': " in run.output()
+    assert "the judge is out" in run.output()
