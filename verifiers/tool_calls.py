@@ -231,7 +231,7 @@ def _without(value: Any, paths: list[list[str]]) -> Any:
 
 def _tools(reference: dict[str, Any]) -> Tools:
     try:
-        return load(json.dumps(reference["tools"]))
+        return load(reference["tools"])
     except KeyError:
         raise ReferenceFault("no list of tools") from None
 

@@ -39,13 +39,13 @@ class ReferenceFault(ValueError):
 class Tools:
     """The tools of a task, by name."""
 
-    def __init__(self, text: str) -> None:
-        """From JSON: a list of `{"name", "parameters"}`, bare or under "function". Raises `ReferenceFault`."""
-        self._text = text
+    def __init__(self, tools: Any) -> None:
+        """From a list of `{"name", "parameters"}`, bare or under "function". Raises `ReferenceFault`."""
+        self._tools = tools
         self._validators: dict[str, Draft202012Validator] = {}
         self._costly: set[str] = set()
         try:
-            for tool in json.loads(text):
+            for tool in tools:
                 function = tool.get("function", tool)
                 name, schema = function["name"], function.get("parameters") or {"type": "object"}
                 Draft202012Validator.check_schema(schema)
@@ -63,12 +63,12 @@ class Tools:
         if not any(call.name in self._costly for call in calls):
             return [self.checked(call) for call in calls]
         try:
-            reply = _POOL.call({"tools": self._text, "calls": calls}, SECONDS)
+            reply = _POOL.call({"tools": self._tools, "calls": calls}, SECONDS)
         except worker.WorkerTimeoutError:
             raise FormError(f"its arguments take longer than {SECONDS:g} s to check against the schema") from None
         except worker.WorkerLostError:
             # Ours or the model's? If a fresh worker answers a harmless question, the arguments killed the first one.
-            _POOL.call({"tools": "[]", "calls": []}, SECONDS * 10)
+            _POOL.call({"tools": [], "calls": []}, SECONDS * 10)
             raise FormError("its arguments bring the check against the schema down") from None
         if isinstance(reply, str):
             raise FormError(reply)
@@ -95,10 +95,14 @@ class Tools:
         return Call(call.name, arguments)
 
 
+def load(tools: Any) -> Tools:
+    """The tools of a list of specs. Raises `ReferenceFault`."""
+    return _load(json.dumps(tools))
+
+
 @lru_cache(maxsize=64)  # making validators takes longer than all the rest, and tasks share their tools
-def load(text: str) -> Tools:
-    """`Tools`, kept."""
-    return Tools(text)
+def _load(text: str) -> Tools:
+    return Tools(json.loads(text))
 
 
 def _is_plain(schema: Any) -> bool:
