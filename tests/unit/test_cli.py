@@ -56,7 +56,11 @@ def test_plan_finds_what_is_wrong_and_says_so_on_standard_error(
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [(["absent"], "no policy at"), (["starter", "--thinking-tokens", "0,x"], "'x' is no budget")],
+    [
+        (["absent"], "no policy at"),
+        (["starter", "--thinking-tokens", "0,x"], "'x' is no budget"),
+        (["starter", "--samples", "-2"], "--samples -2"),
+    ],
 )
 def test_eval_says_what_it_cannot_evaluate_before_anything_starts(
     config: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
