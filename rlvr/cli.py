@@ -104,11 +104,10 @@ def _train(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from rlvr.config import dump, load
-    from rlvr.plugins import make_environment
+    from rlvr.tasks import make_members
 
     config = load(options.config, options.overrides)
-    for section in config.environments:
-        make_environment(section.name, section.settings)
+    make_members(config.environments)
     print(dump(config), end="")
     return 0
 

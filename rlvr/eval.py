@@ -45,10 +45,10 @@ class Cell:
     truncated_fraction: float
 
     @property
-    def standard_error(self) -> float:
+    def standard_error(self) -> float | None:
         """Of the accuracy, as of a share of independent episodes."""
         p = self.accuracy
-        return math.sqrt(p * (1 - p) / self.num_judged) if p is not None else math.nan
+        return None if p is None else math.sqrt(p * (1 - p) / self.num_judged)
 
 
 def evaluate(
@@ -64,6 +64,8 @@ def evaluate(
 
     Greedy, or `num_samples` episodes a task at the environment's temperature. Raises `RlvrError`.
     """
+    if num_samples < 0:
+        raise ConfigError(f"--samples {num_samples}: a number of episodes a task; leave it out for greedy")
     reporter = reporter or Reporter()
     folder = find_policy(policy)
     config = config.model_copy(update={"policy": config.policy.model_copy(update={"path": folder})})
@@ -160,7 +162,7 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
         axes.errorbar(
             [budgets.index(cell.thinking_tokens) for cell in own],
             [cell.accuracy or 0.0 for cell in own],
-            yerr=[cell.standard_error for cell in own],
+            yerr=[cell.standard_error or 0.0 for cell in own],
             marker="o",
             capsize=3,
             label=name,
@@ -260,6 +262,6 @@ def _label(budget: int | None) -> str:
 
 
 def _text(cell: Cell | None) -> str:
-    if cell is None or cell.accuracy is None:
+    if cell is None or cell.accuracy is None or cell.standard_error is None:
         return "-"
     return f"{cell.accuracy:.1%} ±{cell.standard_error:.1%} ({cell.thinking_tokens_mean:.0f})"

@@ -1,11 +1,13 @@
 """What rlvr adds to a vLLM worker process. vLLM imports this module there, as the engine's `worker_extension_cls`.
 
-Importing it registers the weight-transfer backend `rlvr_memory`, makes drafts obey a request's seed, and cures a
-defect of vLLM's CPU path.
+Importing it registers the weight-transfer backend `rlvr_memory`, makes drafts obey a request's seed, and cures two
+defects of vLLM's CPU path.
 
 vLLM 0.32.0 on the CPU samples wrongly when it drafts: `cpu_triton_utils._expand_kernel_impl` fills an int64 *copy* of
 its output and never copies back, so `expand_batch_to_tokens` returns uninitialised temperatures, top-p and top-k
-(upstream issue 55005). `tests/integration/test_engine.py` holds the statistical test that fails without the cure.
+(upstream issue 55005). And it dies where a prompt with a seed does not fit one step: it draws a token from every part
+of the prompt, throws away all but the last, and rewinds the seed's generator by `set_offset`, which only GPU generators
+have. `tests/integration/test_engine.py` holds the tests that fail without the cures.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.spec_decode import llm_base_proposer
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from rlvr.inference.orphans import end_with_owner
 from rlvr.weights import Entry, checksums, unpack
@@ -99,8 +102,6 @@ def _expand_batch_to_tokens(
 
 
 def _cure_cpu_sampling() -> None:
-    if not current_platform.is_cpu() or vllm.__version__.split("+")[0] not in _BROKEN_ON_CPU:
-        return
     original = rejection_sampler.apply_sampling_constraints
 
     def apply_sampling_constraints(logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -109,6 +110,34 @@ def _cure_cpu_sampling() -> None:
 
     rejection_sampler.expand_batch_to_tokens = _expand_batch_to_tokens
     rejection_sampler.apply_sampling_constraints = apply_sampling_constraints
+
+
+def _cure_cpu_rewinding() -> None:
+    sample_tokens, bookkeeping = GPUModelRunner.sample_tokens, GPUModelRunner._bookkeeping_sync
+
+    def of_unread_prompts(runner: Any) -> dict[int, torch.Generator]:
+        """Generators by row, of requests whose prompt is not read to its end."""
+        generators = runner.input_batch.generators
+        unread = runner.discard_request_mask.np[: runner.input_batch.num_reqs].nonzero()[0]
+        return {int(row): generators[int(row)] for row in unread if int(row) in generators}
+
+    def rewound(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        before = [(generator, generator.get_state()) for generator in of_unread_prompts(runner).values()]
+        output = sample_tokens(runner, *args, **kwargs)
+        for generator, state in before:
+            generator.set_state(state)
+        return output
+
+    def without_offsets(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        hidden = of_unread_prompts(runner)
+        for row in hidden:
+            del runner.input_batch.generators[row]
+        try:
+            return bookkeeping(runner, *args, **kwargs)
+        finally:
+            runner.input_batch.generators.update(hidden)
+
+    GPUModelRunner.sample_tokens, GPUModelRunner._bookkeeping_sync = rewound, without_offsets
 
 
 def _seed_drafts() -> None:
@@ -134,6 +163,8 @@ def _seed_drafts() -> None:
 
 end_with_owner()
 _seed_drafts()
-_cure_cpu_sampling()
+if current_platform.is_cpu() and vllm.__version__.split("+")[0] in _BROKEN_ON_CPU:
+    _cure_cpu_sampling()
+    _cure_cpu_rewinding()
 if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, MemoryTransferEngine)

@@ -45,8 +45,10 @@ OTHER_LEARNING_RATE = 4e-3
 NUM_THREADS = 2
 SECONDS_BETWEEN_LINES = 3.0
 
-# More kinds of text want more tokens for their words, or prompts get long.
-VOCABULARY_PER_TEACHER = 224
+# Longer texts want more tokens for their words, or sequences get long: two for each character that an example has,
+# on average, beyond those of a sum.
+SHORT_EXAMPLE = 120
+LARGEST_VOCABULARY = 1024
 
 
 class TeachesByExample(Protocol):
@@ -158,12 +160,7 @@ def _build(
 ) -> None:
     progress("starter policy: not in the cache; making its examples and tokenizer")
     examples = list(islice(_examples(teachers, seed), policy_steps * EXAMPLES_PER_STEP))
-    texts = (
-        message.content + message.thinking
-        for prompt, answer, _ in examples[: 2000 * len(teachers)]
-        for message in (*prompt, answer)
-    )
-    tokenizer = train_tokenizer(texts, size=VOCABULARY_SIZE + VOCABULARY_PER_TEACHER * (len(teachers) - 1))
+    tokenizer = _tokenizer(examples[: 2000 * len(teachers)])
     samples = _samples(tokenizer, examples)
     config = starter_config(tokenizer)
     policy = AutoModelForCausalLM.from_config(config, attn_implementation=attention.IMPLEMENTATION)
@@ -184,6 +181,13 @@ def _build(
     tokenizer.save_pretrained(folder)
     policy.generation_config.save_pretrained(folder)
     module.save(folder)
+
+
+def _tokenizer(examples: Sequence[WorkedExample]) -> Qwen2Tokenizer:
+    texts = [message.content + message.thinking for prompt, answer, _ in examples for message in (*prompt, answer)]
+    length = sum(map(len, texts)) / len(examples)
+    size = min(LARGEST_VOCABULARY, VOCABULARY_SIZE + 2 * max(0, round(length) - SHORT_EXAMPLE))
+    return train_tokenizer(texts, size=size)
 
 
 def _samples(tokenizer: Qwen2Tokenizer, examples: list[WorkedExample]) -> list[Sample]:

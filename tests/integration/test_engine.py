@@ -112,6 +112,19 @@ async def test_a_seed_repeats_a_completion_bit_for_bit_whatever_runs_beside_it(e
     assert alone[0].logprobs == among_others[0].logprobs
 
 
+async def test_a_prompt_that_takes_several_steps_to_read_is_continued_as_its_seed_says(engine: Engine) -> None:
+    """Together the prompts are four times what one step reads, so some are read in parts."""
+    prompts = [(*PROMPT[:-1], *(30 + (7 * row + column) % 200 for column in range(200)), 3) for row in range(40)]
+
+    async def continued(row: int) -> tuple[int, ...]:
+        return (await engine.sample(prompts[row], SamplingParams(max_tokens=20, seed=row))).token_ids
+
+    together = await asyncio.gather(*(continued(row) for row in range(40)))
+    # Under another version nothing is cached: each is read again, now alone and in one step.
+    engine.version += 1000
+    assert [await continued(row) for row in range(0, 40, 4)] == together[::4]
+
+
 async def test_a_completion_ends_with_the_first_of_its_stop_tokens(engine: Engine) -> None:
     stopped = 0
     for completion in await sample(engine, 32, seed=50, stop_token_ids=(THINK_END, 60), length=60):

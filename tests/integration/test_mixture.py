@@ -142,7 +142,8 @@ def test_an_environment_that_only_yields_invalid_episodes_stops_the_run_with_its
         "    def verifier(self):\n        raise RuntimeError('the judge is out')\n"
     )
     path = tmp_path / "with_broken.toml"
-    path.write_text(config.read_text().replace("[mixture]", f'[[environments]]\nname = "{broken}:Broken"\n[mixture]'))
+    member = f'[[environments]]\nname = "{broken}:Broken"\ncompletion_tokens = 16\n[mixture]'
+    path.write_text(config.read_text().replace("[mixture]", member))
     run = Run(path, tmp_path, "run.num_steps=1000")
     assert run.wait() == 1
     assert "TooManyInvalid: environment 'broken': " in run.output()

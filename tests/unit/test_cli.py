@@ -41,6 +41,7 @@ def test_plan_prints_the_resolved_config_which_reads_back_equal(
         ("rollout.group_size=1", "rlvr: ConfigError: "),
         ("environments.0.name=absent", "rlvr: PluginError: no environment named 'absent'"),
         ("environments.0.settings.sides=3", "rlvr: ConfigError: settings of environment"),
+        ("environments.0.curriculum={}", "rlvr: ConfigError: environment 'coin': a curriculum needs two levels"),
     ],
 )
 def test_plan_finds_what_is_wrong_and_says_so_on_standard_error(
@@ -51,6 +52,24 @@ def test_plan_finds_what_is_wrong_and_says_so_on_standard_error(
     assert captured.out == ""
     assert captured.err.startswith(expected)
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["absent"], "no policy at"),
+        (["starter", "--thinking-tokens", "0,x"], "'x' is no budget"),
+        (["starter", "--samples", "-2"], "--samples -2"),
+    ],
+)
+def test_eval_says_what_it_cannot_evaluate_before_anything_starts(
+    config: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    policy, *options = arguments
+    assert main(["eval", policy, str(config), *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("rlvr: ConfigError: ")
+    assert expected in error
 
 
 def test_plan_touches_nothing(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

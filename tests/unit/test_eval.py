@@ -50,6 +50,7 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "eval" / "accuracy.json").read_text())
     assert (record["policy"], record["greedy"], record["num_samples"]) == ("p", True, 1)
     assert [cell["thinking_tokens"] for cell in record["cells"]] == [8, None, 8, None]
+    assert [cell["standard_error"] is None for cell in record["cells"]] == [False, False, False, True]
     lines = (tmp_path / "eval" / "episodes.jsonl").read_text().splitlines()
     assert [episode_from_json(line) for line in lines] == EPISODES
     assert (tmp_path / "eval" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
