@@ -56,8 +56,6 @@ class Bubblewrap:
         groups = cgroups.find()
         self._groups = None if isinstance(groups, str) else groups
         self._no_groups = groups if isinstance(groups, str) else ""
-        no_groups = self._groups is None
-        self._fallbacks = Fallbacks(memory=no_groups, processes=no_groups)
 
     def guarantees(self) -> tuple[Guarantee, ...]:
         group = "" if self._groups is None else f"control group, version {self._groups.version}"
@@ -89,7 +87,9 @@ class Bubblewrap:
             raise BoxLost(f"bubblewrap did not start: {error}", from_outside=True) from error
         try:
             wire = StreamWire(*await asyncio.open_connection(sock=holder.channel))
-            box = Box(spec, wire, holder, self._fallbacks)
+            lacking = self._groups is None
+            # Node reserves more address space than any limit would leave it.
+            box = Box(spec, wire, holder, Fallbacks(memory=lacking and spec.language != "node", processes=lacking))
             await box.greet()
             box.require(seccomp=True)
             holder.find_server()

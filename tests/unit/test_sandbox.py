@@ -249,6 +249,33 @@ async def test_a_run_whose_box_is_killed_from_outside_is_repeated(pool: Pool) ->
     assert (await run).stdout == b"whole\n"
 
 
+@pytest.mark.docker
+async def test_a_run_whose_container_is_removed_from_outside_is_repeated() -> None:
+    pool = open_sandbox("docker", max_boxes=2)
+    run = asyncio.ensure_future(execute(pool, "import time\ntime.sleep(1)\nprint('whole')"))
+    await _until(lambda: bool(pool._busy))
+    await asyncio.sleep(0.3)
+    for box in list(pool._busy):
+        api = pool.backend._client.api  # type: ignore[attr-defined]
+        await asyncio.to_thread(api.remove_container, box._holder._container, force=True)  # type: ignore[attr-defined]
+    assert (await run).stdout == b"whole\n"
+    await pool.close()
+
+
+async def test_without_control_groups_limits_a_process_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox.cgroups.find", lambda: "nothing is delegated")
+    pool = Pool(Bubblewrap())
+    lacking = [each.name for each in pool.backend.guarantees() if not each.kept and "nothing is delegated" in each.how]
+    assert lacking == ["memory of a run as a whole", "processes of a run", "processor share of a box"]
+    assert b"MemoryError" in (await execute(pool, "bytearray(1 << 30)", memory_bytes=256 << 20)).stderr
+    forks = (
+        "import os\nn = 0\ntry:\n    while True:\n        if not os.fork(): os.kill(os.getpid(), 19)\n        n += 1\n"
+    )
+    counted = await execute(pool, forks + "except BlockingIOError: print(n)", processes=8)
+    assert int(counted.stdout) <= 8
+    await pool.close()
+
+
 async def test_a_conversation_whose_box_is_killed_from_outside_is_ours(pool: Pool) -> None:
     async def talk(box: Conversation) -> None:
         await box.receive()
