@@ -26,7 +26,7 @@ import time
 from typing import Any
 
 if __name__ != "__main__":  # in the box, both are one text
-    from sandbox.inside.program import Order, become_program, run_program
+    from sandbox.inside.program import Order, become_program, open_streams, run_program
 
 HEADER = struct.Struct("!cI")
 ORDER = struct.Struct("!ddQQQQQ?Q")  # of `Order`
@@ -352,6 +352,7 @@ def start() -> dict[str, Any]:
     for name in WARM.split():
         with contextlib.suppress(ImportError):  # the distribution's minimal Python lacks some
             __import__(name)
+    open_streams()
     server = Server()
     gc.collect()
     gc.freeze()  # or every child's first collection would copy all of these pages

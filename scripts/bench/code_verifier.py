@@ -26,19 +26,20 @@ from verifiers.code import CodeVerifier
 
 CALLS = {
     "entry_point": "runs",
-    "tests": "def check(candidate):\n    assert candidate([1, 1, 2]) == [(1, 2), (2, 1)]\n    assert candidate([]) == []\n"
-    "    assert candidate([3] * 40) == [(3, 40)]",
+    "tests": "def check(candidate):\n    assert candidate([1, 1, 2]) == [(1, 2), (2, 1)]\n"
+    "    assert candidate([]) == []\n    assert candidate([3] * 40) == [(3, 40)]",
 }
 IO = {"io": [{"input": "1 1 2\n", "output": "1 2\n2 1\n"}, {"input": "3 3\n", "output": "3 2\n"}]}
 RIGHT_CALLS = (
     "def runs(items):\n    out = []\n    for item in items:\n        if out and out[-1][0] == item:\n"
     "            out[-1] = (item, out[-1][1] + 1)\n        else:\n            out.append((item, 1))\n    return out",
-    "from itertools import groupby\ndef runs(items):\n    return [(key, len(list(group))) for key, group in groupby(items)]",
+    "from itertools import groupby\ndef runs(items):\n"
+    "    return [(key, len(list(group))) for key, group in groupby(items)]",
 )
 RIGHT_IO = (
     "from itertools import groupby\nfor key, group in groupby(input().split()):\n    print(key, len(list(group)))",
-    "import sys\nwords = sys.stdin.read().split()\nwhile words:\n    n = 1\n    while n < len(words) and words[n] == words[0]:\n"
-    "        n += 1\n    print(words[0], n)\n    words = words[n:]",
+    "import sys\nwords = sys.stdin.read().split()\nwhile words:\n    n = 1\n"
+    "    while n < len(words) and words[n] == words[0]:\n        n += 1\n    print(words[0], n)\n    words = words[n:]",
 )
 SIGNS = "abcdefilnoprstu0123456789 \n\t()[]{}:=+-*/<>.,'\"#_%\\\0é∞"
 LIMITS = Limits(wall_seconds=2.0, memory_bytes=256 << 20)
