@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from sandbox.attacks import ATTACKS
+from sandbox.attacks.escapes import REMEMBER
 from sandbox.base import Conversation, Execution, Limits, Program
 from sandbox.bubblewrap import Bubblewrap
 from sandbox.pool import TRIES, Pool
@@ -153,6 +155,21 @@ async def test_programs_that_run_together_start_together_and_pairs_do_not_starve
     results = await asyncio.wait_for(asyncio.gather(*(pair() for _ in range(8)), *singles), timeout=60)
     ends = [end for result in results for end in (result if isinstance(result, list) else [result])]
     assert {end.status for end in ends} == {"finished"}
+
+
+async def test_nothing_that_passed_through_a_box_can_be_read_in_it_later(pool: Pool) -> None:
+    scan = next(each for each in ATTACKS if each.name == "memory of an earlier run").programs[1]
+
+    async def talk(box: Conversation) -> None:
+        for _ in range(50):
+            await box.send(f"{REMEMBER} in a conversation".encode())
+            assert REMEMBER.encode() in await box.receive()
+
+    loop = "import sys\nfor line in sys.stdin: print(line, end='', flush=True)"
+    await pool.run(Program(source=loop, files={f"folder/{REMEMBER}": REMEMBER.encode() * 1000}), talk)
+    await pool.run(Program(argv=("sh", "-c", f"echo {REMEMBER}; echo {REMEMBER} >&2")))
+    execution = await pool.run(Program(source=scan))
+    assert (execution.status, execution.stderr) == ("finished", b"tried\n")
 
 
 def test_a_name_outside_the_folder_is_refused() -> None:
