@@ -56,8 +56,6 @@ class Bubblewrap:
         groups = cgroups.find()
         self._groups = None if isinstance(groups, str) else groups
         self._no_groups = groups if isinstance(groups, str) else ""
-        no_groups = self._groups is None
-        self._fallbacks = Fallbacks(memory=no_groups, processes=no_groups)
 
     def guarantees(self) -> tuple[Guarantee, ...]:
         group = "" if self._groups is None else f"control group, version {self._groups.version}"
@@ -75,7 +73,12 @@ class Bubblewrap:
             Guarantee(name="memory of a run as a whole", kept=bool(group), how=group or f"a process alone; {without}"),
             Guarantee(name="processes of a run", kept=bool(group), how=group or f"a limit of the user's; {without}"),
             Guarantee(name="processor share of a box", kept=bool(group), how=group or without),
-            Guarantee(name="no execution from the scratch folder", kept=False, how="bubblewrap mounts no noexec tmpfs"),
+            Guarantee(
+                name="no execution from the scratch folder",
+                kept=False,
+                how="bubblewrap mounts no noexec tmpfs",
+                by_design=True,
+            ),
         )
 
     async def start(self, spec: BoxSpec) -> Box:
@@ -89,7 +92,9 @@ class Bubblewrap:
             raise BoxLost(f"bubblewrap did not start: {error}", from_outside=True) from error
         try:
             wire = StreamWire(*await asyncio.open_connection(sock=holder.channel))
-            box = Box(spec, wire, holder, self._fallbacks)
+            lacking = self._groups is None
+            # Node reserves more address space than any limit would leave it.
+            box = Box(spec, wire, holder, Fallbacks(memory=lacking and spec.language != "node", processes=lacking))
             await box.greet()
             box.require(seccomp=True)
             holder.find_server()
@@ -157,7 +162,8 @@ class _Process:
     def __init__(self, argv: list[str], seccomp: bytes, uid: int | None) -> None:
         """Raises OSError."""
         self._group: cgroups.Group | None = None
-        self._server = -1
+        self._counted = Counted()
+        self._server, self._destroyed = -1, False
         self._info, info_write = os.pipe()
         self._said, filter_file = os.memfd_create("bwrap-stderr"), os.memfd_create("seccomp")
         self.channel, theirs = socket.socketpair()
@@ -195,7 +201,9 @@ class _Process:
         group.add(self._pid)
 
     def counted(self) -> Counted:
-        return Counted() if self._group is None else self._group.counted()
+        if self._group is not None:
+            self._counted = self._group.counted()
+        return self._counted
 
     async def autopsy(self) -> tuple[str, bool, bool]:
         with suppress(subprocess.TimeoutExpired):
@@ -205,8 +213,9 @@ class _Process:
         return detail, False, False
 
     async def destroy(self) -> None:
-        if self._said < 0:
+        if self._destroyed:
             return
+        self._destroyed = True
         if self._server >= 0:
             with suppress(OSError):
                 signal.pidfd_send_signal(self._server, signal.SIGKILL)
@@ -217,14 +226,18 @@ class _Process:
             await in_thread(self.process.wait, 10)
         except subprocess.TimeoutExpired:
             self.process.kill()
-        for _ in range(100):
-            if self._group is None or self._group.remove():
-                break
-            await asyncio.sleep(0.01)
+        if self._group is not None:
+            self.counted()  # for who asks what the box died of
+            group, self._group = self._group, None
+            for _ in range(100):
+                if group.remove():
+                    break
+                await asyncio.sleep(0.01)
         self.let_go()
 
     def said(self) -> str:
-        return os.pread(self._said, 4096, 0).decode(errors="replace").strip()[-500:]
+        """The last that bubblewrap, or the fork server, wrote to stderr; nothing any more when it is let go."""
+        return "" if self._said < 0 else os.pread(self._said, 4096, 0).decode(errors="replace").strip()[-500:]
 
     def let_go(self) -> None:
         for fd in (self._info, self._said, self._server):

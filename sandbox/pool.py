@@ -40,11 +40,12 @@ class SandboxUnavailable(RlvrError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guarantee:
-    """One promise of a backend on this machine: kept or not, and by what (or why not)."""
+    """One promise of a backend on this machine: kept or not, and by what (or why not). `by_design`: never kept."""
 
     name: str
     kept: bool
     how: str
+    by_design: bool = False
 
 
 class Backend(Protocol):
@@ -76,14 +77,9 @@ class Pool:
         self._background: set[asyncio.Task[None]] = set()
         self._closed = False
         for guarantee in backend.guarantees():
-            logger.log(
-                logging.INFO if guarantee.kept else logging.WARNING,
-                "%s sandbox: %s: %s (%s)",
-                backend.name,
-                guarantee.name,
-                "kept" if guarantee.kept else "NOT kept",
-                guarantee.how,
-            )
+            level = logging.INFO if guarantee.kept or guarantee.by_design else logging.WARNING
+            word = "kept" if guarantee.kept else "NOT kept"
+            logger.log(level, "%s sandbox: %s: %s (%s)", backend.name, guarantee.name, word, guarantee.how)
 
     async def run(self, program: Program, talk: Talk | None = None) -> Execution:
         """See `sandbox.base.Sandbox`."""

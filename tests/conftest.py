@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
+from functools import cache
 
 import pytest
 
@@ -18,17 +17,34 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _has_docker() -> bool:
-    docker = shutil.which("docker")
-    return docker is not None and subprocess.run([docker, "info"], capture_output=True, timeout=20).returncode == 0
+@cache
+def _lacking_docker() -> str:
+    """Why the Docker sandbox cannot be tested here, if so."""
+    from sandbox.docker import Docker
+    from sandbox.pool import SandboxUnavailable
+
+    try:
+        Docker()
+    except SandboxUnavailable as error:
+        return str(error)
+    return ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for marker, available, reason in (
-        ("gpu", _has_gpu, "no CUDA GPU here"),
-        ("docker", _has_docker, "no Docker engine answers here"),
+    for marker, lacking in (
+        ("gpu", lambda: "" if _has_gpu() else "no CUDA GPU here"),
+        ("docker", _lacking_docker),
     ):
         marked = [item for item in items if item.get_closest_marker(marker)]
-        if marked and not available():
+        if marked and (reason := lacking()):
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A skipped sandbox must not look like a tested one."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "docker" in report.keywords]
+    if skipped:
+        terminalreporter.section("NOT TESTED: the Docker sandbox", "!", red=True, bold=True)
+        terminalreporter.line(f"{len(skipped)} tests were skipped: {_lacking_docker()}")
+        terminalreporter.line("scripts/with-docker-engine scripts/test -m docker    starts an engine, where it may")

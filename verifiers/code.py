@@ -73,10 +73,8 @@ class CodeVerifier:
         except ReferenceProblem as error:
             return verdict("invalid", f"the reference of task {task.id}: {error}")
         source = extract(_answer(transcript))
-        if not source.strip():
-            return verdict("incorrect", "no code in the answer")
-        if len(source) > MAX_SOURCE:
-            return verdict("incorrect", f"code of {len(source)} characters, and at most {MAX_SOURCE} are run")
+        if why := _no_code(source, _answer(transcript), reference):
+            return verdict("incorrect", why)
         checks["code"] = True
         try:
             finding = run_blocking(self._find(source, reference, limits, total_seconds))
@@ -139,6 +137,19 @@ class CodeVerifier:
             if finding.how != "lost" or not await self._sandbox.healthy(Program(source=source, limits=limits)):
                 return finding
         return replace(finding, how="failed")
+
+
+def _no_code(source: str, answer: str, reference: dict[str, Any]) -> str:
+    """Why this need not be run to be known as wrong, if so. Looks at the text alone: to compile it here is not safe."""
+    if not source.strip():
+        return "no code in the answer"
+    if len(source) > MAX_SOURCE:
+        return f"code of {len(source)} characters, and at most {MAX_SOURCE} are run"
+    if "\0" in source:
+        return "code with a null character, which Python does not read"
+    if source is answer and "entry_point" in reference and reference["entry_point"].partition(".")[0] not in source:
+        return f"no code block, and a text that does not name {reference['entry_point']}"
+    return ""
 
 
 def extract(answer: str) -> str:

@@ -155,7 +155,9 @@ os.symlink("/usr", "/tmp/usr")
     attack(
         "memory of an earlier run",
         f"""
-word = "{REMEMBER}"; sys.stdin.read(); held = [word * 1000]; open("f", "w").write(word); print(word * 100)
+word = "{REMEMBER}"; sys.stdin.read(); held = [word * 1000]; print(word * 100)
+os.mkdir("folder-" + word); open("file-" + word, "w").close()
+open("f", "w").write(word)
 """,
         """
 import re

@@ -108,6 +108,17 @@ def read_all(fd: int, size: int) -> bytearray:
     return content
 
 
+def open_streams() -> None:
+    """As Python does for a UTF-8 locale. By the server, which never uses them: in each child it would take too long."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        errors = "backslashreplace" if fd == 2 else "surrogateescape"
+        stream = open(fd, "w" if fd else "r", encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
+        if fd == 2:
+            stream.reconfigure(line_buffering=True)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
 def run_program(about: dict[str, Any]) -> None:
     """In the child, in place of the server: what `python main.py` would do, or exec."""
     os.environ.update(HOME=WORK, TMPDIR=WORK, PWD=WORK)
@@ -119,13 +130,6 @@ def run_program(about: dict[str, Any]) -> None:
         except (OSError, ValueError) as error:
             os.write(2, f"{about['argv'][0]}: {error}\n".encode(errors="replace"))
             os._exit(127)
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        errors = "backslashreplace" if fd == 2 else "surrogateescape"
-        stream = open(fd, "w" if fd else "r", encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
-        if fd == 2:
-            stream.reconfigure(line_buffering=True)
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
     if "random" in sys.modules:
         sys.modules["random"].seed()
     main = types.ModuleType("__main__")

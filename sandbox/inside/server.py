@@ -26,7 +26,7 @@ import time
 from typing import Any
 
 if __name__ != "__main__":  # in the box, both are one text
-    from sandbox.inside.program import Order, become_program, run_program
+    from sandbox.inside.program import WORK, Order, become_program, open_streams, run_program
 
 HEADER = struct.Struct("!cI")
 ORDER = struct.Struct("!ddQQQQQ?Q")  # of `Order`
@@ -57,6 +57,7 @@ class Server:
         self.blank = bytes(CHUNK)
         self.scratch = os.open(SCRATCH, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.scratch_mode = os.fstat(self.scratch).st_mode & 0o7777
+        self.empty_size = self.size_of_empty()
         self.counters: dict[str, tuple[int, bytes]] = {}
         for name, (first, second, label) in COUNTERS.items():
             for path in (first, second):
@@ -227,19 +228,47 @@ class Server:
                     pass
         run.close()
         try:
-            wipe(self.scratch)
-            # In a box of one user the folder itself is the program's too.
-            if os.fstat(self.scratch).st_uid == os.getuid():
-                os.chmod(self.scratch, self.scratch_mode)
-                os.utime(self.scratch, (0, 0))
-            if os.listdir(self.scratch) or os.listxattr(self.scratch):
-                raise Doubt("something is left in " + SCRATCH)
+            self.wipe()
             for name in ("shm", "sem", "msg"):
                 with contextlib.suppress(FileNotFoundError), open("/proc/sysvipc/" + name) as file:
                     if len(file.readlines()) > 1:
                         raise Doubt("System V objects are left")
         except OSError as error:
             raise Doubt(f"wiping failed: {error.strerror}") from None
+
+    def wipe(self) -> None:
+        """Empty the scratch folder and look at it. Raises `Doubt` and OSError.
+
+        Names are a program's words too: where there is more than its own file, a child reads them, and forgets them.
+        """
+        with contextlib.suppress(OSError):
+            os.unlink(WORK + "/main.py")
+        with contextlib.suppress(OSError):
+            os.rmdir(WORK)
+        if self.empty_size is None or os.fstat(self.scratch).st_size != self.empty_size:
+            pid = os.fork()
+            if not pid:
+                try:
+                    wipe(self.scratch)
+                    os._exit(1 if os.listdir(self.scratch) else 0)
+                except BaseException:
+                    os._exit(1)
+            if os.waitpid(pid, 0)[1]:
+                raise Doubt("the scratch folder cannot be emptied, or takes longer than a new box")
+        # In a box of one user the folder itself is the program's too.
+        if os.fstat(self.scratch).st_uid == os.getuid():
+            os.chmod(self.scratch, self.scratch_mode)
+            os.utime(self.scratch, (0, 0))
+        if os.listxattr(self.scratch):
+            raise Doubt("an attribute is left")
+
+    def size_of_empty(self) -> int | None:
+        """The scratch folder's size while it is empty, if its size tells."""
+        sizes = [os.fstat(self.scratch).st_size]
+        for change in (os.mkdir, os.rmdir):
+            change(WORK)
+            sizes.append(os.fstat(self.scratch).st_size)
+        return sizes[0] if sizes[0] == sizes[2] != sizes[1] else None
 
 
 class Run:
@@ -352,6 +381,7 @@ def start() -> dict[str, Any]:
     for name in WARM.split():
         with contextlib.suppress(ImportError):  # the distribution's minimal Python lacks some
             __import__(name)
+    open_streams()
     server = Server()
     gc.collect()
     gc.freeze()  # or every child's first collection would copy all of these pages

@@ -26,7 +26,7 @@ from sandbox.pool import Pool
 from sandbox.shared import open_sandbox
 
 LIMITS = Limits(wall_seconds=10.0, memory_bytes=128 << 20, processes=16)
-SHORT = Limits(wall_seconds=1.0, memory_bytes=128 << 20, processes=16)
+SHORT = Limits(wall_seconds=0.5, memory_bytes=128 << 20, processes=16)
 OVERSHOOT_SECONDS = 0.15
 
 HOSTILE: tuple[tuple[str, str, Limits, tuple[str, ...]], ...] = (

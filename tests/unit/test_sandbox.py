@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from sandbox.attacks import ATTACKS
+from sandbox.attacks.escapes import REMEMBER
 from sandbox.base import Conversation, Execution, Limits, Program
 from sandbox.bubblewrap import Bubblewrap
 from sandbox.pool import TRIES, Pool
@@ -155,6 +157,21 @@ async def test_programs_that_run_together_start_together_and_pairs_do_not_starve
     assert {end.status for end in ends} == {"finished"}
 
 
+async def test_nothing_that_passed_through_a_box_can_be_read_in_it_later(pool: Pool) -> None:
+    scan = next(each for each in ATTACKS if each.name == "memory of an earlier run").programs[1]
+
+    async def talk(box: Conversation) -> None:
+        for _ in range(50):
+            await box.send(f"{REMEMBER} in a conversation".encode())
+            assert REMEMBER.encode() in await box.receive()
+
+    loop = "import sys\nfor line in sys.stdin: print(line, end='', flush=True)"
+    await pool.run(Program(source=loop, files={f"folder/{REMEMBER}": REMEMBER.encode() * 1000}), talk)
+    await pool.run(Program(argv=("sh", "-c", f"echo {REMEMBER}; echo {REMEMBER} >&2")))
+    execution = await pool.run(Program(source=scan))
+    assert (execution.status, execution.stderr) == ("finished", b"tried\n")
+
+
 def test_a_name_outside_the_folder_is_refused() -> None:
     for name in ("../x", "/etc/x", "a/../../x", "", "main.py"):
         with pytest.raises(ValueError, match="file"):
@@ -247,6 +264,33 @@ async def test_a_run_whose_box_is_killed_from_outside_is_repeated(pool: Pool) ->
     await asyncio.sleep(0.3)
     await kill_servers(pool)
     assert (await run).stdout == b"whole\n"
+
+
+@pytest.mark.docker
+async def test_a_run_whose_container_is_removed_from_outside_is_repeated() -> None:
+    pool = open_sandbox("docker", max_boxes=2)
+    run = asyncio.ensure_future(execute(pool, "import time\ntime.sleep(1)\nprint('whole')"))
+    await _until(lambda: bool(pool._busy))
+    await asyncio.sleep(0.3)
+    for box in list(pool._busy):
+        api = pool.backend._client.api  # type: ignore[attr-defined]
+        await asyncio.to_thread(api.remove_container, box._holder._container, force=True)  # type: ignore[attr-defined]
+    assert (await run).stdout == b"whole\n"
+    await pool.close()
+
+
+async def test_without_control_groups_limits_a_process_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox.cgroups.find", lambda: "nothing is delegated")
+    pool = Pool(Bubblewrap())
+    lacking = [each.name for each in pool.backend.guarantees() if not each.kept and "nothing is delegated" in each.how]
+    assert lacking == ["memory of a run as a whole", "processes of a run", "processor share of a box"]
+    assert b"MemoryError" in (await execute(pool, "bytearray(1 << 30)", memory_bytes=256 << 20)).stderr
+    forks = (
+        "import os\nn = 0\ntry:\n    while True:\n        if not os.fork(): os.kill(os.getpid(), 19)\n        n += 1\n"
+    )
+    counted = await execute(pool, forks + "except BlockingIOError: print(n)", processes=8)
+    assert int(counted.stdout) <= 8
+    await pool.close()
 
 
 async def test_a_conversation_whose_box_is_killed_from_outside_is_ours(pool: Pool) -> None:
