@@ -96,7 +96,7 @@ class Bubblewrap:
             # Node reserves more address space than any limit would leave it.
             box = Box(spec, wire, holder, Fallbacks(memory=lacking and spec.language != "node", processes=lacking))
             await box.greet()
-            box.require(seccomp=True)
+            box.require()
             holder.find_server()
             if self._groups is not None:
                 group = self._groups.make(spec.memory_bytes, spec.processes, self._cpus)

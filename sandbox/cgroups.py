@@ -97,6 +97,8 @@ def find(root: Path = ROOT) -> Groups | str:
     for version, parents in ((1, _version_1(root)), *((2, _version_2(path)) for path in _candidates(root))):
         try:
             for parent in set(parents.values()):
+                if version == 2 and not (parent.parent / "cgroup.controllers").exists():
+                    raise OSError(f"{parent.parent} is no control group of version 2")
                 parent.mkdir(exist_ok=True)
             groups = Groups(parents, version)
             if version == 2:

@@ -116,7 +116,7 @@ class Docker:
             wire = _AttachWire(*await asyncio.open_connection(sock=channel))
             box = Box(spec, wire, holder, Fallbacks())
             await box.greet()
-            box.require(seccomp=self._runtime is None)
+            box.require(own_kernel=self._runtime is not None)
         except BaseException:
             await holder.destroy()
             raise

@@ -8,7 +8,6 @@ What an environment with tools writes in its `step`:
 
 from __future__ import annotations
 
-import json
 
 from rlvr.tools import Toolbox, ToolError
 from rlvr.types import Message
@@ -40,7 +39,7 @@ def dispatch(content: str, toolbox: Toolbox) -> tuple[Message, ...]:
 
 def _call(call: Call, toolbox: Toolbox) -> str:
     if not call.typed:  # a form that holds text only (XML): the tool's schema says what the text means
-        (call,) = tool_schema.load(json.dumps(toolbox.specs)).check([call])
+        (call,) = tool_schema.load(toolbox.specs).check([call])
     return toolbox.call(call.name, call.arguments)
 
 

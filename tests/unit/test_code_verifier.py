@@ -227,9 +227,21 @@ def test_an_exception_cannot_end_a_loop_of_the_tests_early() -> None:
     assert judge("def add(a, b): raise StopIteration", tests=tests).outcome == "incorrect"
 
 
+@pytest.mark.parametrize("answer", ["I would add the two.", "5", "```python\nadd = '\0'\n```", "\0", "x" * 300_000, ""])
+def test_what_cannot_be_the_function_never_enters_a_box(answer: str) -> None:
+    class NoBoxes(Broken):
+        async def run_together(self, *parts: tuple[Program, Talk]) -> list[Execution]:
+            raise AssertionError("a box was used")
+
+    entry_point = "append" if "add" in answer else "add"
+    verdict = judge(answer, verifier=with_sandbox(NoBoxes()), entry_point=entry_point)
+    assert verdict.outcome == "incorrect", verdict.reason
+    assert verdict.checks["code"] is False
+
+
 @pytest.mark.parametrize("code", ["while True: pass", "import time\ntime.sleep(60)"])
 def test_code_that_never_ends_is_incorrect_within_its_limit(code: str) -> None:
-    for answer in (code, f"def add(a, b):\n    {code.replace(chr(10), chr(10) + '    ')}"):
+    for answer in (f"```python\n{code}\n```", f"def add(a, b):\n    {code.replace(chr(10), chr(10) + '    ')}"):
         began = time.monotonic()
         verdict = judge(answer, verifier=with_limits(wall_seconds=2.0))
         assert verdict.outcome == "incorrect"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from sandbox.attacks import ATTACKS
 from sandbox.attacks.escapes import REMEMBER
-from sandbox.base import Conversation, Execution, Limits, Program
+from sandbox.base import Conversation, Execution, Language, Limits, Program
 from sandbox.bubblewrap import Bubblewrap
 from sandbox.pool import TRIES, Pool
 from sandbox.shared import Kind, open_sandbox
@@ -155,6 +156,29 @@ async def test_programs_that_run_together_start_together_and_pairs_do_not_starve
     results = await asyncio.wait_for(asyncio.gather(*(pair() for _ in range(8)), *singles), timeout=60)
     ends = [end for result in results for end in (result if isinstance(result, list) else [result])]
     assert {end.status for end in ends} == {"finished"}
+
+
+CPP = b"#include <iostream>\nint main() { int a, b; std::cin >> a >> b; std::cout << a + b << std::endl; }\n"
+NODE = b"process.stdin.on('data', text => console.log(String(text).split(' ').reduce((a, b) => +a + +b)))"
+
+
+@pytest.mark.parametrize(
+    ("language", "command", "argv", "files"),
+    [
+        ("cpp", "g++", ("sh", "-c", "g++ -o sum sum.cpp && ./sum"), {"sum.cpp": CPP}),
+        ("node", "node", ("node", "sum.js"), {"sum.js": NODE}),
+    ],
+)
+async def test_other_languages_run_where_they_are_installed(
+    pool: Pool, language: Language, command: str, argv: tuple[str, ...], files: dict[str, bytes]
+) -> None:
+    limits = Limits(wall_seconds=60.0, cpu_seconds=60.0)
+    execution = await pool.run(Program(argv=argv, files=files, stdin=b"2 40", language=language, limits=limits))
+    installed = shutil.which(command, path="/usr/local/bin:/usr/bin") is not None
+    if execution.status == "sandbox_failure":  # the way out is named
+        assert "scripts/build-sandbox-image" in execution.detail or (not installed and command in execution.detail)
+    else:
+        assert (execution.status, execution.stdout) == ("finished", b"42\n"), execution
 
 
 async def test_nothing_that_passed_through_a_box_can_be_read_in_it_later(pool: Pool) -> None:
