@@ -86,7 +86,13 @@ class Session:
     def __init__(self, dsn: str) -> None:
         # Nothing is prepared: a plan that was kept would outlive the tables it was made for.
         self._connection = psycopg.connect(
-            dsn, connect_timeout=10, autocommit=True, application_name="rlvr", prepare_threshold=None
+            dsn,
+            connect_timeout=10,
+            keepalives_idle=30,
+            tcp_user_timeout=60_000,  # milliseconds; a host that is gone answers nothing, and no statement times out
+            autocommit=True,
+            application_name="rlvr",
+            prepare_threshold=None,
         )
         for setting in ("timezone = 'UTC'", "datestyle = 'ISO'", "max_parallel_workers_per_gather = 0", "jit = off"):
             self._connection.execute(f"SET {setting}".encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -139,6 +140,35 @@ def test_hostile_queries_are_incorrect_and_change_nothing(dsn: str, query: str) 
             "SELECT count(*) FROM pg_class WHERE relname IN ('pet', 'owner', 'other')"
         ).fetchone()
     assert found == (0,)
+
+
+def test_no_text_of_a_model_raises_or_makes_a_verdict_invalid(dsn: str) -> None:
+    rng = random.Random(0)
+    pieces = [
+        "'",
+        '"',
+        "$$",
+        "--",
+        "/*",
+        "*/",
+        ";",
+        ")",
+        "(",
+        "\\",
+        "\0",
+        "::int",
+        " FROM pet",
+        "E'\\x41'",
+        "ä",
+        "%s",
+        "{}",
+        chr(0x1D538),
+    ]
+    for _ in range(300):
+        text = list(QUERY)
+        for _ in range(rng.randint(1, 4)):
+            text[rng.randrange(len(text))] = rng.choice([*pieces, rng.choice(QUERY)])
+        assert judge(dsn, "".join(text), seconds=5.0).outcome in ("correct", "incorrect"), "".join(text)
 
 
 def test_dangerous_roles_are_refused_with_the_way_out(superuser: str) -> None:
