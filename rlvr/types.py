@@ -18,7 +18,7 @@ Nothing before `TrainBatch` needs torch, and every value up to `Episode` is plai
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -276,6 +276,12 @@ class MicroBatch:
     behaviour_logprobs: torch.Tensor  # float32
     advantages: torch.Tensor  # float32
     loss: LossSettings = LossSettings()
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on another device; unchanged where it is there already."""
+        parts = {each.name: getattr(self, each.name) for each in fields(self)}
+        moved: dict[str, Any] = {name: part.to(device) for name, part in parts.items() if hasattr(part, "device")}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -17,7 +17,6 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +149,7 @@ class Learner:
         Raises `FloatingPointError` for a gradient that is not finite, before it reaches the weights.
         """
         start = time.perf_counter()
-        local = [([self._to_device(batch) for batch in shard], num_loss_tokens) for shard, num_loss_tokens in updates]
+        local = [([batch.to(self.device) for batch in shard], num_loss_tokens) for shard, num_loss_tokens in updates]
         # The first update of a batch starts at the proximal policy; only later ones need it written down.
         proximal = [[self._score(batch) for batch in shard] for shard, _ in local] if len(local) > 1 else None
         totals: dict[str, Tensor] = {}
@@ -268,7 +267,7 @@ class Learner:
             advantages=torch.zeros(length),
         )
         with torch.no_grad():
-            values: list[float] = self.engine(self._to_device(batch), 1.0).logprobs.tolist()
+            values: list[float] = self.engine(batch.to(self.device), 1.0).logprobs.tolist()
         return values
 
     def weights(self, version: int) -> PackedWeights | None:
@@ -318,13 +317,6 @@ class Learner:
     def close(self) -> None:
         """Leave the process group."""
         dist.destroy_process_group()
-
-    def _to_device(self, batch: MicroBatch) -> MicroBatch:
-        if self.device.type == "cpu":
-            return batch
-        parts = {field.name: getattr(batch, field.name) for field in fields(batch)}
-        moved: dict[str, Any] = {name: part.to(self.device) for name, part in parts.items() if isinstance(part, Tensor)}
-        return replace(batch, **moved)
 
 
 def _group_gradients(engine: Any, zero_stage: int) -> list[list[Tensor]]:

@@ -112,3 +112,14 @@ def test_samples_that_are_learned_from_differently_share_no_micro_batch() -> Non
         if each.token_ids != (0,)
     ]
     assert sorted(packed, key=lambda each: each.token_ids) == samples
+
+
+def test_a_micro_batch_moves_with_all_its_tensors_and_keeps_its_settings() -> None:
+    samples = [dataclasses.replace(each, loss=LossSettings(clip_high=0.5)) for each in random_samples(0, count=3)]
+    batch = pack(samples, num_ranks=1, micro_batch_tokens=200).shards[0][0]
+    moved = batch.to(torch.device("meta"))
+    assert moved.loss == batch.loss
+    for each in dataclasses.fields(batch):
+        if each.name != "loss":
+            assert getattr(moved, each.name).device.type == "meta"
+            assert getattr(moved, each.name).shape == getattr(batch, each.name).shape
