@@ -8,7 +8,6 @@ What an environment with tools writes in its `step`:
 
 from __future__ import annotations
 
-
 from rlvr.tools import Toolbox, ToolError
 from rlvr.types import Message
 from verifiers import tool_schema
