@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from rlvr.errors import DeadlineExceeded, WeightSyncError
 from rlvr.types import THINK_END, THINK_START, Completion, FinishReason, SamplingParams, WeightSpan
-from rlvr.weights import Checksums, PackedWeights
+from rlvr.weights import Checksums, Offer, Part, Weights
+
+Transport = Literal["memory", "ipc", "nccl"]
+# (from, to, depth): so many tokens are drafted while so many requests run, bounds included.
+DraftSchedule = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +34,13 @@ class EngineSettings:
     dtype: str
     enforce_eager: bool
     num_draft_tokens: int
+    draft_schedule: DraftSchedule
     max_num_seqs: int
     max_model_len: int
     max_num_batched_tokens: int
     kv_cache_bytes: int | None
     gpu_memory_utilization: float
+    transport: Transport
     seed: int
     deadline_seconds: float
 
@@ -50,10 +55,18 @@ class UpdateReport:
     total_seconds: float
 
 
+def backend_name(transport: Transport) -> str:
+    """Under which `rlvr.inference.vllm_extension` registers it with vLLM, whose own names are taken."""
+    return f"rlvr_{transport}"
+
+
 def environment_variables(*, num_threads: int, on_gpu: bool) -> dict[str, str]:
     """For the process that hosts an engine; they must be set before vLLM is imported."""
     variables = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if not on_gpu:
+    if on_gpu:
+        # CUDA IPC handles are Python objects, which travel to vLLM's worker by pickle. Nobody else talks to it.
+        variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    else:
         # libgomp spins at barriers, which on shared cores costs a factor of 10; Intel's OpenMP sleeps.
         openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
         variables |= {
@@ -85,7 +98,7 @@ class Engine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from rlvr.inference.vllm_extension import BACKEND, WorkerExtension
+        from rlvr.inference.vllm_extension import WorkerExtension
 
         settings = self.settings
         tokenizer = AutoTokenizer.from_pretrained(settings.model_folder)
@@ -99,6 +112,9 @@ class Engine:
                 "num_speculative_tokens": settings.num_draft_tokens,
                 "draft_sample_method": "probabilistic",
             }
+            if settings.draft_schedule:
+                schedule = [list(entry) for entry in settings.draft_schedule]
+                options["speculative_config"]["num_speculative_tokens_per_batch_size"] = schedule
         if self._think_end is not None:
             options["reasoning_config"] = ReasoningConfig(reasoning_start_str=THINK_START, reasoning_end_str=THINK_END)
         if settings.kv_cache_bytes is not None:
@@ -115,15 +131,23 @@ class Engine:
             # Of the distribution drawn from, temperature included: what the importance weights need.
             logprobs_mode="processed_logprobs",
             worker_extension_cls=f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
-            weight_transfer_config={"backend": BACKEND},
+            weight_transfer_config={"backend": backend_name(settings.transport)},
             per_request_spec_decode_metrics="summary" if settings.num_draft_tokens else "none",
             disable_log_stats=True,
             **options,
         )
         async with _deadline(settings.deadline_seconds, "vLLM to load the model"):
             self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
-            await self._llm.init_weight_transfer_engine(_init_request())
             await self._label(version)
+        if settings.transport != "nccl":  # which needs the learner at the other end
+            await self.connect({"packed": True} if settings.transport == "ipc" else {})
+
+    async def connect(self, init_info: dict[str, Any]) -> None:
+        """Open the engine's end of the weight transfer; `init_info` is that of vLLM's backend."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        async with _deadline(self.settings.deadline_seconds, "an engine to open its weight transfer"):
+            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
         """Continue `prompt_ids`. Raises vLLM's error when the engine is dead or the prompt too long."""
@@ -156,40 +180,48 @@ class Engine:
             ),
         )
 
-    async def update(self, weights: PackedWeights) -> UpdateReport:
-        """Replace policy and draft while requests wait, then let them go on. Raises `WeightSyncError`.
+    async def update(self, weights: Weights) -> UpdateReport:
+        """Replace policy and draft while requests wait, then let them go on.
 
-        After an error the engine is half written and must not be used again.
+        Raises `WeightSyncError`, and `DeadlineExceeded` for each phase. After an error the engine is half written: it
+        must take a whole update before it is used again, and holds its requests until then.
         """
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        llm, seconds = self._llm, self.settings.deadline_seconds
         started = time.perf_counter()
-        async with self._update_lock, _deadline(seconds, f"an engine to take version {weights.version}"):
-            with _SharedMemory(weights) as path:
-                info = {"path": path, "manifest": [list(entry) for entry in weights.manifest]}
+        async with self._update_lock:
+            with weights.offer() as offer:
                 paused = time.perf_counter()
-                await llm.pause_generation(mode="keep", clear_cache=False)
-                try:
-                    starts = [llm.start_weight_update]
-                    if self.settings.num_draft_tokens:
-                        starts.append(llm.start_draft_weight_update)
-                    for start in starts:
-                        await start()
-                        await llm.update_weights(WeightTransferUpdateRequest(update_info=info))
-                        await llm.finish_weight_update()
-                    await self._label(weights.version)
-                except Exception as error:
-                    raise WeightSyncError(f"version {weights.version} was not taken: {error!r}") from error
-                await llm.resume_generation()
+                await self._phase("to pause", self._llm.pause_generation(mode="keep", clear_cache=False))
+                await self._receive("policy", offer, weights.version)
+                if self.settings.num_draft_tokens:
+                    await self._receive("draft", offer, weights.version)
+                await self._label(weights.version)
+                await self._phase("to resume", self._llm.resume_generation())
                 resumed = time.perf_counter()
-            received = (await llm.collective_rpc("rlvr_checksums"))[0]
+            received = (await self._phase("to sum what it loaded", self._llm.collective_rpc("rlvr_checksums")))[0]
         return UpdateReport(
             version=weights.version,
             checksums=Checksums(*received),
             paused_seconds=resumed - paused,
             total_seconds=time.perf_counter() - started,
         )
+
+    async def _receive(self, part: Part, offer: Offer, version: int) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        start = self._llm.start_weight_update if part == "policy" else self._llm.start_draft_weight_update
+        try:
+            await self._phase(f"to prepare its {part}", start())
+            request = WeightTransferUpdateRequest(update_info=offer[part])
+            await self._phase(f"to load the {part} of version {version}", self._llm.update_weights(request))
+            await self._phase(f"to finish its {part}", self._llm.finish_weight_update())
+        except DeadlineExceeded:
+            raise
+        except Exception as error:
+            raise WeightSyncError(f"the {part} of version {version} was not taken: {error!r}") from error
+
+    async def _phase(self, waited_for: str, work: Awaitable[Any]) -> Any:
+        async with _deadline(self.settings.deadline_seconds, f"engine {self.settings.index} {waited_for}"):
+            return await work
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Natural-log probability of each token given those before it, from the second on: a sync is checked by it."""
@@ -283,12 +315,6 @@ def _single_token(tokenizer: Any, text: str) -> int | None:
     return ids[0] if len(ids) == 1 else None
 
 
-def _init_request() -> Any:
-    from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
-    return WeightTransferInitRequest(init_info={})
-
-
 class _deadline:  # noqa: N801 - reads as a statement
     """`asyncio.timeout` whose error says what was waited for."""
 
@@ -304,19 +330,3 @@ class _deadline:  # noqa: N801 - reads as a statement
             await self._timeout.__aexit__(*details)
         except TimeoutError:
             raise DeadlineExceeded(self._waited_for, self._seconds) from None
-
-
-class _SharedMemory:
-    """Bytes in anonymous memory that another process of this machine opens by path. Freed when we die, however."""
-
-    def __init__(self, weights: PackedWeights) -> None:
-        self._weights = weights
-
-    def __enter__(self) -> str:
-        self._file = os.memfd_create("rlvr-weights")
-        with open(self._file, "wb", closefd=False) as file:
-            file.write(self._weights.buffer.data)
-        return f"/proc/{os.getpid()}/fd/{self._file}"
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)

@@ -32,8 +32,9 @@ from rlvr.config import RunConfig
 from rlvr.errors import ConfigError
 from rlvr.learner.checkpoint import load_state, save_state
 from rlvr.learner.model import PolicyModel
+from rlvr.learner.publisher import IpcPublisher, MemoryPublisher, NcclPublisher, Publisher
 from rlvr.types import MicroBatch
-from rlvr.weights import PackedWeights, pack
+from rlvr.weights import Checksums, Weights, part_of
 
 GATHER_BYTES = 64 * 2**20
 # Below so many elements ZeRO-3 keeps a parameter whole on every rank: norms and biases, no matrix.
@@ -81,6 +82,7 @@ class Learner:
             )
         self.engine = self._start_deepspeed()
         self.model: PolicyModel = self.engine.module
+        self._publisher = self._make_publisher()
 
     def _start_deepspeed(self) -> Any:
         import deepspeed
@@ -104,6 +106,7 @@ class Learner:
             self._parameter_groups(model),
             betas=self.config.learner.betas,
             weight_decay=self.config.learner.weight_decay,
+            fused=self.device.type == "cuda",
         )
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
@@ -111,6 +114,22 @@ class Learner:
             # DeepSpeed casts buffers with the weights, but rotary frequencies must stay float32.
             buffer.data = buffers[name].to(buffer.device)
         return engine
+
+    def _make_publisher(self) -> Publisher:
+        drafts = self.config.inference.num_draft_tokens > 0
+        sent = [(name, weight) for name, weight in self.model.named_weights() if drafts or part_of(name) == "policy"]
+
+        def stream() -> Iterator[tuple[str, Tensor]]:
+            return self._stream(sent)
+
+        match self.config.transport:
+            case "memory":
+                return MemoryPublisher(sent, stream, rank=self.rank)
+            case "ipc":
+                return IpcPublisher(sent, stream, rank=self.rank)
+            case "nccl":
+                partitioned = self.config.learner.zero_stage == 3
+                return NcclPublisher(sent, stream, rank=self.rank, partitioned=partitioned)
 
     def _deepspeed_config(self) -> dict[str, Any]:
         return {
@@ -163,6 +182,7 @@ class Learner:
                     merge = torch.maximum if name.endswith("_max") else torch.add
                     totals[name] = merge(totals[name], value) if name in totals else value
             norms.append(self._clip_gradients())
+            self._publisher.wait(self.config.run.deadline_seconds)
             self._set_learning_rates()
             self.engine.step()
             self.num_updates += 1
@@ -273,10 +293,17 @@ class Learner:
             values: list[float] = self.engine(self._to_device(batch), 1.0).logprobs.tolist()
         return values
 
-    def weights(self, version: int) -> PackedWeights | None:
-        """On rank 0 a copy of all weights in the training dtype, labelled `version`; `None` on the other ranks."""
-        tensors = list(self._full_weights())
-        return pack(version, tensors) if self.rank == 0 else None
+    def connect(self, master_addr: str, master_port: int, num_engines: int) -> None:
+        """Open this end of the weight transfer; NCCL waits here until every engine has come."""
+        self._publisher.connect(master_addr=master_addr, master_port=master_port, num_engines=num_engines)
+
+    def weights(self, version: int) -> Weights | None:
+        """On rank 0 what the engines need in order to take the weights as they are now, labelled `version`."""
+        return self._publisher.offer(version)
+
+    def send(self) -> Checksums | None:
+        """Let the weights of the last `weights` go; on rank 0 their checksums. Transfers may still be under way."""
+        return self._publisher.send()
 
     def export(self, folder: str | Path) -> None:
         """Write a Hugging Face checkpoint that vLLM loads, MTP layer and tokenizer included. Rank 0 writes."""
@@ -287,10 +314,16 @@ class Learner:
 
     def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Copies in main memory, on rank 0; nothing on the others, which must exhaust it all the same (ZeRO-3)."""
-        for bucket in _buckets(self.model.named_weights(), GATHER_BYTES):
+        for name, tensor in self._stream(list(self.model.named_weights())):
+            if self.rank == 0:
+                yield name, tensor.to("cpu", copy=True).contiguous()
+
+    def _stream(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+        """Whole weights where they lie, on every rank; under ZeRO-3 gathered, one bucket after the other."""
+        for bucket in _buckets(parameters, GATHER_BYTES):
             with self._gathered([parameter for _, parameter in bucket]):
-                for name, parameter in bucket if self.rank == 0 else ():
-                    yield name, parameter.detach().to("cpu", copy=True).contiguous()
+                for name, parameter in bucket:
+                    yield name, parameter.detach()
 
     def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         if self.config.learner.zero_stage < 3:
