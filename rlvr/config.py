@@ -148,6 +148,7 @@ class LearnerSection(Section):
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     max_grad_norm: PositiveFloat = 1.0
     gradient_checkpointing: bool = False
+    compile: bool | Literal["auto"] = Field("auto", description="fuse layers; auto: on a GPU below ZeRO stage 3")
     mtp: MtpSection = MtpSection()
 
 
@@ -255,24 +256,24 @@ class RunConfig(Section):
             raise ValueError(
                 f"inference.gpus_per_engine = {inference.gpus_per_engine}, learner.gpus_per_rank = "
                 f"{learner.gpus_per_rank}, inference.num_engines = {inference.num_engines}, learner.num_ranks = "
-                f"{learner.num_ranks}: on shared GPUs each learner rank has one engine beside it, and the two fractions "
-                "add up to 1 at most"
+                f"{learner.num_ranks}: on shared GPUs each learner rank has one engine beside it, and the two "
+                "fractions add up to 1 at most"
             )
         on_gpus = inference.gpus_per_engine > 0 and learner.gpus_per_rank > 0
         possible = {"memory", "ipc" if self.colocated else "nccl"} if on_gpus else {"memory"}
         if inference.weight_transfer not in possible | {"auto"}:
             raise ValueError(
                 f"inference.weight_transfer = {inference.weight_transfer!r} does not fit where engines "
-                f"(gpus_per_engine = {inference.gpus_per_engine}) and learner (gpus_per_rank = {learner.gpus_per_rank}) "
-                f"run; possible are {', '.join(sorted(possible))}, and 'auto' chooses"
+                f"(gpus_per_engine = {inference.gpus_per_engine}) and learner (gpus_per_rank = "
+                f"{learner.gpus_per_rank}) run; possible are {', '.join(sorted(possible))}, and 'auto' chooses"
             )
         if inference.draft_schedule and (
             inference.draft_schedule[0][0] != 1
             or max(depth for _, _, depth in inference.draft_schedule) > inference.num_draft_tokens
         ):
             raise ValueError(
-                f"inference.draft_schedule = {inference.draft_schedule}: it starts at 1 running request and drafts at "
-                f"most inference.num_draft_tokens = {inference.num_draft_tokens}; [[1, 64, 1], [65, 512, 0]] is an example"
+                f"inference.draft_schedule = {inference.draft_schedule}: it starts at 1 running request and drafts "
+                f"at most inference.num_draft_tokens = {inference.num_draft_tokens}, as in [[1, 64, 1], [65, 512, 0]]"
             )
         return self
 

@@ -330,7 +330,7 @@ class Controller:
         probe = self._probe(self.learner.logprobs(self._probe_ids))
         for engine in self.engines:
             engine.to_publish(weights)
-        self._sync_report = await publish(version, await self.learner.checksums(checksums), self.engines, probe)
+        self._sync_report = await publish(version, self.learner.checksums(checksums), self.engines, probe)
         self.live_version = version
         self._buffer.release(version)
         self._changed.set()

@@ -106,15 +106,7 @@ class Engine:
         self._stop_ids = [tokenizer.eos_token_id]
         options: dict[str, Any] = {}
         if settings.num_draft_tokens:
-            # Greedy drafts, the default, are rejected most of the time when the policy samples at temperature 1.
-            options["speculative_config"] = {
-                "method": "mtp",
-                "num_speculative_tokens": settings.num_draft_tokens,
-                "draft_sample_method": "probabilistic",
-            }
-            if settings.draft_schedule:
-                schedule = [list(entry) for entry in settings.draft_schedule]
-                options["speculative_config"]["num_speculative_tokens_per_batch_size"] = schedule
+            options["speculative_config"] = self.speculation()
         if self._think_end is not None:
             options["reasoning_config"] = ReasoningConfig(reasoning_start_str=THINK_START, reasoning_end_str=THINK_END)
         if settings.kv_cache_bytes is not None:
@@ -141,6 +133,20 @@ class Engine:
             await self._label(version)
         if settings.transport != "nccl":  # which needs the learner at the other end
             await self.connect({"packed": True} if settings.transport == "ipc" else {})
+
+    def speculation(self) -> dict[str, Any]:
+        """vLLM's `speculative_config`."""
+        settings = self.settings
+        speculation: dict[str, Any] = {
+            "method": "mtp",
+            "num_speculative_tokens": settings.num_draft_tokens,
+            # Greedy drafts, the default, are rejected most of the time when the policy samples at temperature 1.
+            "draft_sample_method": "probabilistic",
+        }
+        if settings.draft_schedule:
+            schedule = [list(entry) for entry in settings.draft_schedule]
+            speculation["num_speculative_tokens_per_batch_size"] = schedule
+        return speculation
 
     async def connect(self, init_info: dict[str, Any]) -> None:
         """Open the engine's end of the weight transfer; `init_info` is that of vLLM's backend."""

@@ -74,6 +74,8 @@ class Learner:
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         wanted = settings.dtype if settings.dtype != "auto" else "bfloat16" if self.device.type == "cuda" else "float32"
+        if self.device.type == "cuda" and config.colocated:  # so that a spike here does not take the engine's memory
+            torch.cuda.set_per_process_memory_fraction(settings.gpus_per_rank)
         self.dtype = torch.bfloat16 if wanted == "bfloat16" else torch.float32
         if self.dtype == torch.bfloat16 and settings.zero_stage == 0:
             raise ConfigError(
@@ -97,17 +99,21 @@ class Learner:
         ds_config = self._deepspeed_config()
         # While this object lives, transformers loads weights straight into ZeRO-3's partitions. Bare zero.Init would
         # leave them wrongly initialised, silently.
-        partitioned_loading = HfDeepSpeedConfig(ds_config) if self.config.learner.zero_stage == 3 else None
+        settings = self.config.learner
+        partitioned_loading = HfDeepSpeedConfig(ds_config) if settings.zero_stage == 3 else None
         model = PolicyModel.load(
-            self.model_folder, dtype=self.dtype, gradient_checkpointing=self.config.learner.gradient_checkpointing
-        ).train()
+            self.model_folder, dtype=self.dtype, gradient_checkpointing=settings.gradient_checkpointing
+        )
+        model.train()
         del partitioned_loading
         optimizer = torch.optim.AdamW(
             self._parameter_groups(model),
-            betas=self.config.learner.betas,
-            weight_decay=self.config.learner.weight_decay,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
             fused=self.device.type == "cuda",
         )
+        if settings.compile if settings.compile != "auto" else self.device.type == "cuda" and settings.zero_stage < 3:
+            model.compile_layers()
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         for name, buffer in model.named_buffers():

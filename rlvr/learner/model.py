@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +122,16 @@ class PolicyModel(nn.Module):
             mtp_acceptance=mtp_acceptance,
         )
 
+    def compile_layers(self) -> None:
+        """Fuse what lies between a layer's matrix products, by torch.compile; any number of tokens runs the same code.
+
+        Not under ZeRO-3, whose gathering hooks it cannot see through.
+        """
+        for layer in self.policy.base_model.layers:
+            layer.compile(dynamic=True)
+        if self.mtp is not None:
+            self.mtp.compile(dynamic=True)
+
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Name as in a checkpoint, and parameter: first the policy's, then the MTP layer's. A tied head is left out."""
         yield from self.policy.named_parameters()
@@ -191,21 +202,21 @@ class _TokenScores(torch.autograd.Function):
         ctx: Any, hidden: Tensor, drafts: Tensor | None, weight: Tensor, tokens: Tensor, temperature: float, top_k: int
     ) -> tuple[Tensor, ...]:
         out = torch.zeros(5, len(tokens), dtype=torch.float32, device=hidden.device)
+        norms = out.new_zeros(2, len(tokens))  # log of the softmax's denominator, of hidden and drafts
         top_k = min(top_k, weight.shape[0])
         top_ids = tokens.new_zeros(len(tokens), top_k)
         top_probs = out.new_zeros(len(tokens), top_k)
         for rows in _chunks(len(tokens)):
-            logp = _log_softmax(hidden[rows], weight, temperature)
-            out[0, rows] = logp.gather(1, tokens[rows, None])[:, 0]
-            out[1, rows] = -(logp.exp() * logp).sum(1)
+            logits = hidden[rows] @ weight.t()
+            out[0, rows], out[1, rows], norms[0, rows] = _run(_score, logits, tokens[rows], temperature)
             if drafts is not None:
-                draft_logp = _log_softmax(drafts[rows], weight, temperature)
-                values, top_ids[rows] = logp.topk(top_k, dim=1)
-                top_probs[rows] = values.softmax(1)
-                out[2, rows] = -(top_probs[rows] * draft_logp.gather(1, top_ids[rows])).sum(1)
-                out[3, rows] = (draft_logp.argmax(1) == top_ids[rows, 0]).float()
-                out[4, rows] = torch.minimum(draft_logp, logp).exp().sum(1)
-        ctx.save_for_backward(hidden, drafts, weight, tokens, top_ids, top_probs)
+                values, top_ids[rows] = logits.topk(top_k, dim=1)
+                top_probs[rows] = (values.float() / temperature).softmax(1)
+                out[2, rows], out[3, rows], out[4, rows], norms[1, rows] = _run(
+                    _score_drafts, drafts[rows] @ weight.t(), logits, norms[0, rows], top_ids[rows], top_probs[rows],
+                    temperature,
+                )  # fmt: skip
+        ctx.save_for_backward(hidden, drafts, weight, tokens, top_ids, top_probs, norms)
         ctx.temperature = temperature
         logprobs, entropy, mtp_loss, top1, acceptance = out.unbind()
         ctx.mark_non_differentiable(entropy, top1, acceptance)
@@ -213,28 +224,69 @@ class _TokenScores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: Tensor, _e: Tensor, grad_loss: Tensor, _t: Tensor, _a: Tensor) -> Any:
-        hidden, drafts, weight, tokens, top_ids, top_probs = ctx.saved_tensors
+        hidden, drafts, weight, tokens, top_ids, top_probs, norms = ctx.saved_tensors
         for_hidden = torch.zeros_like(hidden)
         for_drafts = torch.zeros_like(drafts) if drafts is not None and ctx.needs_input_grad[1] else None
         for_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[2] else None
         for rows in _chunks(len(tokens)):
-            slope = -_log_softmax(hidden[rows], weight, ctx.temperature).exp()
-            slope.scatter_add_(1, tokens[rows, None], torch.ones_like(slope[:, :1]))
-            slope *= grad_logprobs[rows, None] / ctx.temperature
-            for_hidden[rows] = slope.to(hidden.dtype) @ weight
+            one = norms.new_ones(len(tokens[rows]), 1)
+            slope = _run(
+                _slope, hidden[rows] @ weight.t(), norms[0, rows], tokens[rows, None], one,
+                grad_logprobs[rows], ctx.temperature,
+            )  # fmt: skip
+            for_hidden[rows] = slope @ weight
             if for_weight is not None:
-                for_weight += slope.to(hidden.dtype).t() @ hidden[rows]
+                for_weight += slope.t() @ hidden[rows]
             if for_drafts is not None:
-                slope = _log_softmax(drafts[rows], weight, ctx.temperature).exp()
-                slope.scatter_add_(1, top_ids[rows], -top_probs[rows])
-                slope *= grad_loss[rows, None] / ctx.temperature
-                for_drafts[rows] = slope.to(drafts.dtype) @ weight
+                slope = _run(
+                    _slope, drafts[rows] @ weight.t(), norms[1, rows], top_ids[rows], top_probs[rows],
+                    -grad_loss[rows], ctx.temperature,
+                )  # fmt: skip
+                for_drafts[rows] = slope @ weight
         return for_hidden, for_drafts, for_weight if for_weight is None else for_weight.to(weight.dtype), *[None] * 3
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    logits = (hidden @ weight.t()).float()
-    return (logits / temperature).log_softmax(1)
+def _score(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of `tokens`, entropy, and log of the softmax's denominator; float32 [rows]."""
+    scaled = logits.float() / temperature
+    norm = scaled.logsumexp(1)
+    entropy = norm - ((scaled - norm[:, None]).exp() * scaled).sum(1)
+    return scaled.gather(1, tokens[:, None])[:, 0] - norm, entropy, norm
+
+
+def _score_drafts(
+    drafts: Tensor, logits: Tensor, norm: Tensor, top_ids: Tensor, top_probs: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cross-entropy to the top, whether the favourites agree, sum of the smaller probabilities, log-denominator."""
+    scaled = drafts.float() / temperature
+    draft_norm = scaled.logsumexp(1)
+    draft_logp = scaled - draft_norm[:, None]
+    logp = logits.float() / temperature - norm[:, None]
+    loss = -(top_probs * draft_logp.gather(1, top_ids)).sum(1)
+    agrees = (draft_logp.argmax(1) == top_ids[:, 0]).float()
+    return loss, agrees, torch.minimum(draft_logp, logp).exp().sum(1), draft_norm
+
+
+def _slope(logits: Tensor, norm: Tensor, ids: Tensor, probs: Tensor, factor: Tensor, temperature: float) -> Tensor:
+    """`factor * (q - p) / temperature` in the dtype of `logits`, where q has `probs` at `ids`, and p is the softmax.
+
+    The difference is taken in float32: where p is nearly q, half precision would leave nothing of it.
+    """
+    p = (logits.float() / temperature - norm[:, None]).exp()
+    slope = (-p).scatter_add(1, ids, probs)
+    return (slope * (factor[:, None] / temperature)).to(logits.dtype)
+
+
+def _run(function: Callable[..., Any], logits: Tensor, *arguments: Any) -> Any:
+    """On a GPU fused into few passes over the logits, by torch.compile; as it stands elsewhere."""
+    if not logits.is_cuda:
+        return function(logits, *arguments)
+    return _compiled(function)(logits, *arguments)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)
 
 
 def _chunks(num_rows: int) -> Iterator[slice]:

@@ -58,7 +58,9 @@ class FakeEngine:
 async def run(*engines: FakeEngine) -> SyncReport:
     probe: asyncio.Future[Probe] = asyncio.get_running_loop().create_future()
     probe.set_result(PROBE)
-    return await publish(4, PUBLISHED, engines, probe)
+    sent: asyncio.Future[Checksums] = asyncio.get_running_loop().create_future()
+    sent.set_result(PUBLISHED)
+    return await publish(4, sent, engines, probe)
 
 
 async def test_a_sync_reports_the_worst_over_all_engines() -> None:

@@ -1,0 +1,116 @@
+"""Rollout tokens/s with MTP drafting against without, by the number of running requests: one engine on one GPU.
+
+    scripts/bench/gpu_mtp.py FOLDER|0.5b|1.5b [--drafts 0 1] [--acceptance 0.8] [--schedule 1-128:1,129-512:0]
+
+FOLDER is a checkpoint with an MTP layer, whose real acceptance is measured; a size is random weights, for which
+`--acceptance` sets the share of drafts that vLLM accepts (`rejection_sample_method = "synthetic"`, for measuring only).
+Every request has a prompt of 64 random tokens and draws up to 256; a round counts from its first request to its last
+token, after a round of the same size to warm up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from rlvr.inference.engine import Engine, EngineSettings, environment_variables
+from rlvr.types import SamplingParams
+
+BATCHES = (1, 16, 64, 256, 512)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("policy")
+    parser.add_argument("--drafts", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--acceptance", type=float)
+    parser.add_argument("--schedule", default="")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--memory", type=float, default=0.6)
+    arguments = parser.parse_args()
+    os.environ.update(environment_variables(num_threads=1, on_gpu=True))
+    from gpu_common import SHAPES, random_policy
+
+    folder = random_policy(arguments.policy) if arguments.policy in SHAPES else Path(arguments.policy)
+    base: dict[int, float] = {}
+    for drafts in arguments.drafts:
+        asyncio.run(measure(arguments, folder, drafts, base))
+
+
+def parse_schedule(text: str) -> tuple[tuple[int, int, int], ...]:
+    entries = []
+    for entry in filter(None, text.split(",")):
+        span, depth = entry.split(":")
+        first, last = span.split("-")
+        entries.append((int(first), int(last), int(depth)))
+    return tuple(entries)
+
+
+async def measure(arguments: Any, folder: Path, drafts: int, base: dict[int, float]) -> None:
+    from gpu_common import device, report
+
+    class Measured(Engine):
+        def speculation(self) -> dict[str, Any]:
+            if arguments.acceptance is None:
+                return super().speculation()
+            rates = [arguments.acceptance ** (position + 1) for position in range(drafts)]
+            synthetic = {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
+            return super().speculation() | synthetic
+
+    engine = Measured(
+        EngineSettings(
+            index=0,
+            model_folder=str(folder),
+            dtype="bfloat16",
+            enforce_eager=arguments.eager,
+            num_draft_tokens=drafts,
+            draft_schedule=parse_schedule(arguments.schedule) if drafts else (),
+            max_num_seqs=max(arguments.batches),
+            max_model_len=1024,
+            max_num_batched_tokens=8192,
+            kv_cache_bytes=None,
+            gpu_memory_utilization=arguments.memory,
+            transport="memory",
+            seed=0,
+            deadline_seconds=400,
+        )
+    )
+    started = time.perf_counter()
+    await engine.start()
+    start_seconds = time.perf_counter() - started
+    generator = random.Random(0)
+    for batch in arguments.batches:
+        for warm in (True, False):
+            tokens = 16 if warm else arguments.tokens
+            began = time.perf_counter()
+            completions = await asyncio.gather(
+                *(
+                    engine.sample(
+                        [generator.randrange(10, 300) for _ in range(64)], SamplingParams(max_tokens=tokens, seed=None)
+                    )
+                    for _ in range(batch)
+                )
+            )
+            seconds = time.perf_counter() - began
+        produced = sum(len(completion.token_ids) for completion in completions)
+        drafted = sum(completion.num_draft_tokens for completion in completions)
+        accepted = sum(completion.num_accepted_tokens for completion in completions)
+        speed = produced / seconds
+        base.setdefault(batch, speed)
+        report(
+            program="gpu_mtp", policy=folder.name, drafts=drafts, schedule=arguments.schedule, batch=batch,
+            eager=arguments.eager, tokens_per_second=speed, against_first=speed / base[batch], tokens=produced,
+            acceptance=accepted / drafted if drafted else 0.0, start_seconds=start_seconds, device=device(),
+        )  # fmt: skip
+    await engine.stop()
+
+
+if __name__ == "__main__":
+    main()
