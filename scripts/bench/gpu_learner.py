@@ -6,7 +6,7 @@ One step is 65,536 tokens in packed sequences, all but a prompt of 128 tokens ea
 trained beside. Counted as useful are 6 FLOPs a parameter and token (a tied head once, the embedding look-up not) and
 6 * layers * hidden * length a token for causal attention; what is computed again counts nothing, nor does the MTP
 layer. Utilisation is given of 989 TFLOP/s, the H100's and H200's dense bf16 by NVIDIA's datasheet.
-`--naive` is transformers' own model and flash or SDPA attention with full logits, one sequence a row, the same optimizer.
+`--naive` is transformers' own model and SDPA attention with full logits, one sequence a row, the same optimizer.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def train(queue: Any, folder: Path, stage: int, dtype: str, rank: int, ranks: in
                     behaviour_logprobs=tuple(-8.3 * m for m in mask),
                     advantages=tuple(advantage * m for m in mask),
                     oldest_version=0,
-                )  # fmt: skip
+                )
             )
         batch = pack(samples, num_ranks=ranks, micro_batch_tokens=1024)
         steps.append(learner.step([(batch.shards[rank], batch.num_loss_tokens)]))
