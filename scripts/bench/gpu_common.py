@@ -70,7 +70,7 @@ def num_parameters(folder: Path) -> tuple[int, int, int]:
 
     counts = {"policy": 0, "draft": 0}
     with safe_open(folder / "model.safetensors", "pt") as tensors:
-        for name in tensors.keys():
+        for name in tensors.keys():  # noqa: SIM118 - no mapping
             shape = tensors.get_slice(name).get_shape()
             counts["draft" if "mtp_layers" in name else "policy"] += int(torch.Size(shape).numel())
     return counts["policy"], counts["draft"], 2 * counts["policy"]

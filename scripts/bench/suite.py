@@ -1,4 +1,4 @@
-"""Runs programs one after the other (or in lanes, each on GPUs of its own), each with a time limit and a log.
+"""Runs programs one after the other (or in lanes beside each other), each with a time limit and a log.
 
     scripts/bench/suite.py FOLDER PLAN.toml
 
@@ -6,7 +6,8 @@
     name = "learner-1.5b"            # FOLDER/learner-1.5b.log; its RESULT lines also go to FOLDER/results.jsonl
     command = "python scripts/bench/gpu_learner.py 1.5b 2048"
     seconds = 120                    # past it the job is ended, and the next one starts
-    lane = "0"                       # jobs of one lane run in order, lanes beside each other; CUDA_VISIBLE_DEVICES
+    lane = "a"                       # jobs of one lane run in order, lanes beside each other
+    gpus = "0"                       # CUDA_VISIBLE_DEVICES
 
 A job that fails is written down and ends nothing else. The last lines say what became of each.
 """
@@ -30,24 +31,24 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lanes: dict[str, list[dict[str, Any]]] = {}
     for job in plan["job"]:
-        lanes.setdefault(job.get("lane", "0"), []).append(job)
-    threads = [threading.Thread(target=run_lane, args=(folder, lane, jobs)) for lane, jobs in lanes.items()]
+        lanes.setdefault(job.get("lane", "a"), []).append(job)
+    threads = [threading.Thread(target=run_lane, args=(folder, jobs)) for jobs in lanes.values()]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
 
-def run_lane(folder: Path, lane: str, jobs: list[dict[str, Any]]) -> None:
+def run_lane(folder: Path, jobs: list[dict[str, Any]]) -> None:
     for job in jobs:
         started = time.monotonic()
-        outcome = run(folder, lane, job)
+        outcome = run(folder, job)
         print(f"{job['name']:32} {outcome:12} {time.monotonic() - started:6.1f} s", flush=True)
 
 
-def run(folder: Path, lane: str, job: dict[str, Any]) -> str:
+def run(folder: Path, job: dict[str, Any]) -> str:
     log = folder / f"{job['name']}.log"
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": lane, "PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": job.get("gpus", "0"), "PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
     with log.open("w") as stream:
         process = subprocess.Popen(
             ["bash", "-c", job["command"]], stdout=stream, stderr=subprocess.STDOUT, env=environment,
