@@ -51,7 +51,7 @@ async def sample(folder: Path, arguments: Any) -> list[Pair]:
             max_model_len=512,
             max_num_batched_tokens=8192,
             kv_cache_bytes=2**32,
-            gpu_memory_utilization=0.4,
+            gpu_memory_utilization=0.2,
             transport="memory",
             seed=0,
             deadline_seconds=400,

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--eager", action="store_true")
-    parser.add_argument("--memory", type=float, default=0.6)
+    parser.add_argument("--cache-gib", type=int, default=8)
     arguments = parser.parse_args()
     os.environ.update(environment_variables(num_threads=1, on_gpu=True))
     from gpu_common import SHAPES, random_policy
@@ -75,8 +75,8 @@ async def measure(arguments: Any, folder: Path, drafts: int, base: dict[int, flo
             max_num_seqs=max(arguments.batches),
             max_model_len=1024,
             max_num_batched_tokens=8192,
-            kv_cache_bytes=None,
-            gpu_memory_utilization=arguments.memory,
+            kv_cache_bytes=arguments.cache_gib * 2**30,
+            gpu_memory_utilization=0.2,
             transport="memory",
             seed=0,
             deadline_seconds=400,
