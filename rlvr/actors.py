@@ -136,7 +136,7 @@ class _WorkerActor:
         engines: list[Any],
         max_model_len: int,
     ) -> None:
-        from transformers import AutoTokenizer
+        from rlvr.tokenizer import load_tokenizer
 
         def call(engine: Any) -> Any:
             async def sample(prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
@@ -147,7 +147,7 @@ class _WorkerActor:
 
         self._worker = RolloutWorker(
             environments=environments,
-            tokenizer=AutoTokenizer.from_pretrained(model_folder),
+            tokenizer=load_tokenizer(model_folder),
             sampler=Router([call(engine) for engine in engines]),
             max_model_len=max_model_len,
         )

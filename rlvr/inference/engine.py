@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,19 +90,20 @@ class Engine:
         self._think_start: int | None = None
         self._think_end: int | None = None
         self._stop_ids: list[int] = []
+        self._accepted: Counter[int] = Counter()  # steps by how many of their drafts were accepted
 
     async def start(self, version: int = 0) -> None:
         """Load the model; `version` labels the weights it finds. Raises `DeadlineExceeded`."""
         # Here, not at the top: importing vLLM takes seconds, and only this process needs it.
-        from transformers import AutoTokenizer
         from vllm.config.reasoning import ReasoningConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from rlvr.inference.vllm_extension import WorkerExtension
+        from rlvr.tokenizer import load_tokenizer
 
         settings = self.settings
-        tokenizer = AutoTokenizer.from_pretrained(settings.model_folder)
+        tokenizer = load_tokenizer(settings.model_folder)
         self._think_start, self._think_end = (_single_token(tokenizer, text) for text in (THINK_START, THINK_END))
         self._stop_ids = [tokenizer.eos_token_id]
         options: dict[str, Any] = {}
@@ -172,6 +174,8 @@ class Engine:
             float(position[token].logprob) for position, token in zip(completion.logprobs, token_ids, strict=True)
         )
         drafts = completion.spec_decode_metrics
+        if drafts:
+            self._accepted.update(dict(enumerate(drafts.histogram)))
         return Completion(
             token_ids=token_ids,
             logprobs=logprobs,
@@ -184,6 +188,15 @@ class Engine:
             num_accepted_tokens=(
                 sum(accepted * count for accepted, count in enumerate(drafts.histogram)) if drafts else 0
             ),
+        )
+
+    def acceptance_by_position(self) -> tuple[float, ...]:
+        """Of all first drafts the share accepted, of all second ones, ...; since the last call, or the start."""
+        counts, self._accepted = self._accepted, Counter()
+        steps = max(1, counts.total())
+        return tuple(
+            sum(count for accepted, count in counts.items() if accepted > position) / steps
+            for position in range(self.settings.num_draft_tokens)
         )
 
     async def update(self, weights: Weights) -> UpdateReport:
