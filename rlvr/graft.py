@@ -124,7 +124,7 @@ def graft(
 
 def convert(source: Path, target: Path, dtype: torch.dtype) -> PolicyModel:
     """Write `source` as a Qwen2 with a fresh MTP layer, tokenizer included; the same model, in `dtype`, to train on."""
-    policy = read(source).to(torch.float32).eval()
+    policy = read(source).eval()
     state = policy.state_dict()
     config = qwen2_config(policy.config)
     grafted = Qwen2ForCausalLM(config)

@@ -48,6 +48,7 @@ class SyncReport:
     paused_seconds: float
     total_seconds: float
     probe_error: float
+    phases: dict[str, float]  # of the engine that was slowest
 
 
 async def publish(
@@ -73,6 +74,7 @@ async def publish(
         paused_seconds=max(report.paused_seconds for report in reports),
         total_seconds=max(report.total_seconds for report in reports),
         probe_error=error,
+        phases=max(reports, key=lambda report: report.total_seconds).phases,
     )
 
 

@@ -54,6 +54,7 @@ class UpdateReport:
     checksums: Checksums
     paused_seconds: float
     total_seconds: float
+    phases: dict[str, float]  # seconds, by what was waited for
 
 
 def backend_name(transport: Transport) -> str:
@@ -90,6 +91,7 @@ class Engine:
         self._think_start: int | None = None
         self._think_end: int | None = None
         self._stop_ids: list[int] = []
+        self._phases: dict[str, float] = {}
         self._accepted: Counter[int] = Counter()  # steps by how many of their drafts were accepted
 
     async def start(self, version: int = 0) -> None:
@@ -207,6 +209,7 @@ class Engine:
         """
         started = time.perf_counter()
         async with self._update_lock:
+            self._phases = {}
             with weights.offer() as offer:
                 paused = time.perf_counter()
                 await self._phase("to pause", self._llm.pause_generation(mode="keep", clear_cache=False))
@@ -222,6 +225,7 @@ class Engine:
             checksums=Checksums(*received),
             paused_seconds=resumed - paused,
             total_seconds=time.perf_counter() - started,
+            phases=self._phases,
         )
 
     async def _receive(self, part: Part, offer: Offer, version: int) -> None:
@@ -231,7 +235,7 @@ class Engine:
         try:
             await self._phase(f"to prepare its {part}", start())
             request = WeightTransferUpdateRequest(update_info=offer[part])
-            await self._phase(f"to load the {part} of version {version}", self._llm.update_weights(request))
+            await self._phase(f"to load its {part}", self._llm.update_weights(request))
             await self._phase(f"to finish its {part}", self._llm.finish_weight_update())
         except DeadlineExceeded:
             raise
@@ -239,8 +243,11 @@ class Engine:
             raise WeightSyncError(f"the {part} of version {version} was not taken: {error!r}") from error
 
     async def _phase(self, waited_for: str, work: Awaitable[Any]) -> Any:
+        started = time.perf_counter()
         async with _deadline(self.settings.deadline_seconds, f"engine {self.settings.index} {waited_for}"):
-            return await work
+            result = await work
+        self._phases[waited_for] = time.perf_counter() - started
+        return result
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Natural-log probability of each token given those before it, from the second on: a sync is checked by it."""

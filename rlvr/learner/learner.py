@@ -390,7 +390,7 @@ def clip_apart(groups: Sequence[Sequence[Tensor]], limits: Sequence[float], part
     `partitioned`: each rank holds a share of every gradient, so squares are added up over ranks.
     """
     device = groups[0][0].device
-    squares = [torch.stack([gradient.double().square().sum() for gradient in group]).sum() for group in groups]
+    squares = [torch.stack([_sum_of_squares(gradient) for gradient in group]).sum() for group in groups]
     totals = torch.stack(squares).to(device)
     if partitioned:
         dist.all_reduce(totals)
@@ -400,6 +400,11 @@ def clip_apart(groups: Sequence[Sequence[Tensor]], limits: Sequence[float], part
             for gradient in group:
                 gradient.mul_(limit / norm)
     return norms
+
+
+def _sum_of_squares(gradient: Tensor) -> Tensor:
+    """In float64, piece by piece: a copy of a whole partition would be the largest tensor of the run."""
+    return torch.stack([piece.double().square().sum() for piece in gradient.flatten().split(2**24)]).sum()
 
 
 def _buckets(weights: Iterable[tuple[str, nn.Parameter]], max_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:

@@ -40,7 +40,7 @@ def main() -> None:
     config = run_config(
         folder, max_model_len=2048,
         inference={"gpus_per_engine": 0.4 if shared else 1.0, "weight_transfer": arguments.transport,
-                   "gpu_memory_utilization": 0.2, "kv_cache_bytes": 2**33},
+                   "gpu_memory_utilization": 0.2, "enforce_eager": True, "kv_cache_bytes": 2**33},
         learner={"gpus_per_rank": 0.6 if shared else 1.0, "zero_stage": arguments.zero},
     )  # fmt: skip
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
@@ -89,7 +89,8 @@ async def measure(arguments: Any, config: Any, folder: str) -> None:
         worst_paused_seconds=max(outcome.paused_seconds for outcome in rounds[1:]),
         total_seconds=statistics.median(outcome.total_seconds for outcome in rounds[1:]),
         learner_seconds=statistics.median(learner_seconds[1:]), gigabytes_per_second=num_bytes / 1e9 / paused,
-        link_gigabytes_per_second=link, probe_error=max(outcome.probe_error for outcome in rounds), device=device(),
+        link_gigabytes_per_second=link, probe_error=max(outcome.probe_error for outcome in rounds),
+        phases={name: round(seconds, 5) for name, seconds in rounds[-1].phases.items()}, device=device(),
     )  # fmt: skip
 
 

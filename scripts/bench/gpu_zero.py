@@ -15,6 +15,7 @@ import os
 import random
 import socket
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,11 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = small_policy()
     reference: dict[str, list[dict[str, float]]] = {}
-    for stage, dtype in CASES:
-        for ranks in arguments.ranks:
-            steps = run(folder, stage, dtype, ranks)
+    cases = [(stage, dtype, ranks) for stage, dtype in CASES for ranks in arguments.ranks]
+    with ThreadPoolExecutor(len(cases)) as pool:  # all at once: nothing here is timed
+        running = [(case, pool.submit(run, folder, *case)) for case in cases]
+        for (stage, dtype, ranks), future in running:
+            steps = future.result()
             first = reference.setdefault(dtype, steps)
             report(
                 program="gpu_zero", stage=stage, dtype=dtype, ranks=ranks,
@@ -71,19 +74,20 @@ def run(folder: Path, stage: int, dtype: str, ranks: int) -> list[dict[str, floa
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0,1").split(",")
-    processes = []
-    for rank in range(ranks):
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[rank]  # for the process that starts next
-        processes.append(context.Process(target=train, args=(queue, folder, stage, dtype, rank, ranks, port)))
-        processes[-1].start()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    processes = [
+        context.Process(target=train, args=(queue, gpus[rank], folder, stage, dtype, rank, ranks, port))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
     steps: list[dict[str, float]] = queue.get(timeout=200)
     for process in processes:
         process.join(60)
     return steps
 
 
-def train(queue: Any, folder: Path, stage: int, dtype: str, rank: int, ranks: int, port: int) -> None:
+def train(queue: Any, gpu: str, folder: Path, stage: int, dtype: str, rank: int, ranks: int, port: int) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA starts
     settings = {"gpus_per_rank": 1.0, "num_ranks": ranks, "zero_stage": stage, "dtype": dtype, "learning_rate": 1e-3,
                 "micro_batch_tokens": 1024, "compile": False}  # fmt: skip
     config = run_config(folder, max_model_len=512, learner=settings,

@@ -30,7 +30,7 @@ def test_variable_length_attention_equals_padded_attention_in_output_and_gradien
     target = torch.randn(len(position_ids), heads, size, device="cuda")
     results = []
     for attend, dtype in ((_attend_padded, torch.float32), (_attend_varlen, torch.bfloat16)):
-        leaves = [tensor.to(dtype).requires_grad_() for tensor in inputs]
+        leaves = [tensor.detach().to(dtype, copy=True).requires_grad_() for tensor in inputs]
         output = attend(*leaves, packing, size**-0.5)
         (output.float() * target).sum().backward()
         results.append([output, *(leaf.grad for leaf in leaves)])

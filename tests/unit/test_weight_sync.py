@@ -46,7 +46,11 @@ class FakeEngine:
             raise self._error
         self.updated = True
         return UpdateReport(
-            version=4, checksums=self._checksums, paused_seconds=self._seconds[0], total_seconds=self._seconds[1]
+            version=4,
+            checksums=self._checksums,
+            paused_seconds=self._seconds[0],
+            total_seconds=self._seconds[1],
+            phases={},
         )
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
