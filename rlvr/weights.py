@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,11 @@ class Weights(Protocol):
         """The learner's."""
         ...
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether a failed transfer can start again without the learner."""
+        ...
+
     def offer(self) -> AbstractContextManager[Offer]:
         """The `update_info` of each part, good until the context ends."""
         ...
@@ -71,6 +76,7 @@ class PackedWeights:
     version: int
     manifest: tuple[Entry, ...]
     buffer: NDArray[np.uint8]
+    repeatable: ClassVar[bool] = True
 
     def checksums(self) -> Checksums:
         """Of the bytes as they lie here."""
@@ -106,6 +112,7 @@ class DeviceWeights:
 
     version: int
     infos: Offer
+    repeatable: ClassVar[bool] = True
 
     @contextmanager
     def offer(self) -> Iterator[Offer]:
@@ -119,6 +126,7 @@ class BroadcastWeights:
 
     version: int
     infos: Offer
+    repeatable: ClassVar[bool] = False
 
     @contextmanager
     def offer(self) -> Iterator[Offer]:

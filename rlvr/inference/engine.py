@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import sys
 import time
 from collections import Counter
@@ -20,6 +21,8 @@ from typing import Any, Literal, cast
 from rlvr.errors import DeadlineExceeded, WeightSyncError
 from rlvr.types import THINK_END, THINK_START, Completion, FinishReason, SamplingParams, WeightSpan
 from rlvr.weights import Checksums, Offer, Part, Weights
+
+logger = logging.getLogger(__name__)
 
 Transport = Literal["memory", "ipc", "nccl"]
 # (from, to, depth): so many tokens are drafted while so many requests run, bounds included.
@@ -204,21 +207,24 @@ class Engine:
     async def update(self, weights: Weights) -> UpdateReport:
         """Replace policy and draft while requests wait, then let them go on.
 
-        Raises `WeightSyncError`, and `DeadlineExceeded` for each phase. After an error the engine is half written: it
-        must take a whole update before it is used again, and holds its requests until then.
+        What failed half-way is taken again from its beginning, once, where it can be had again. Raises
+        `WeightSyncError`, and `DeadlineExceeded` for each phase; the engine is then half written, and samples no more.
         """
         started = time.perf_counter()
         async with self._update_lock:
             self._phases = {}
-            with weights.offer() as offer:
-                paused = time.perf_counter()
-                await self._phase("to pause", self._llm.pause_generation(mode="keep", clear_cache=False))
-                await self._receive("policy", offer, weights.version)
-                if self.settings.num_draft_tokens:
-                    await self._receive("draft", offer, weights.version)
-                await self._label(weights.version)
-                await self._phase("to resume", self._llm.resume_generation())
-                resumed = time.perf_counter()
+            paused = time.perf_counter()
+            await self._phase("to pause", self._llm.pause_generation(mode="keep", clear_cache=False))
+            try:
+                await self._receive(weights)
+            except WeightSyncError as error:
+                if not weights.repeatable:
+                    raise
+                logger.warning("engine %d takes version %d again: %s", self.settings.index, weights.version, error)
+                await self._receive(weights)
+            await self._label(weights.version)
+            await self._phase("to resume", self._llm.resume_generation())
+            resumed = time.perf_counter()
             received = (await self._phase("to sum what it loaded", self._llm.collective_rpc("rlvr_checksums")))[0]
         return UpdateReport(
             version=weights.version,
@@ -228,7 +234,13 @@ class Engine:
             phases=self._phases,
         )
 
-    async def _receive(self, part: Part, offer: Offer, version: int) -> None:
+    async def _receive(self, weights: Weights) -> None:
+        with weights.offer() as offer:
+            await self._receive_part("policy", offer, weights.version)
+            if self.settings.num_draft_tokens:
+                await self._receive_part("draft", offer, weights.version)
+
+    async def _receive_part(self, part: Part, offer: Offer, version: int) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         start = self._llm.start_weight_update if part == "policy" else self._llm.start_draft_weight_update

@@ -31,6 +31,7 @@ from rlvr.algorithms.loss import policy_loss
 from rlvr.config import RunConfig
 from rlvr.errors import ConfigError
 from rlvr.learner.checkpoint import load_state, save_state
+from rlvr.learner.metrics import summed_over_ranks
 from rlvr.learner.model import PolicyModel
 from rlvr.learner.publisher import IpcPublisher, MemoryPublisher, NcclPublisher, Publisher
 from rlvr.types import MicroBatch
@@ -192,7 +193,10 @@ class Learner:
             self._set_learning_rates()
             self.engine.step()
             self.num_updates += 1
-        metrics = self._metrics(totals, time.perf_counter() - start)
+        metrics = summed_over_ranks(totals, mtp=self.config.learner.mtp.train) | {
+            "learner/learning_rate": self.engine.optimizer.param_groups[0]["lr"],
+            "learner/step_seconds": time.perf_counter() - start,
+        }
         return metrics | {name: sum(each[name] for each in norms) / len(norms) for name in norms[0]}
 
     def _backward(self, batch: MicroBatch, proximal: Tensor | None, num_loss_tokens: int) -> dict[str, Tensor]:
@@ -251,36 +255,6 @@ class Learner:
         rates = (settings.learning_rate, settings.mtp.learning_rate)
         for group, rate in zip(self.engine.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate * factor
-
-    def _metrics(self, totals: dict[str, Tensor], seconds: float) -> dict[str, float]:
-        sums = {name: value for name, value in totals.items() if not name.endswith("_max")}
-        summed = torch.stack([value.double() for value in sums.values()])
-        dist.all_reduce(summed)
-        largest = totals["logprob_diff_max"].clone()
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        total = dict(zip(sums, summed.tolist(), strict=True))
-        tokens = max(1.0, total["num_loss_tokens"])
-        predicted = max(1.0, total["mtp_count"])
-        metrics = {
-            "loss/policy": total["loss"] / tokens,
-            "policy/entropy": total["entropy"] / tokens,
-            "policy/clip_fraction": total["clipped"] / tokens,
-            "importance/masked_fraction": total["importance_masked"] / tokens,
-            "importance/logprob_diff/mean": total["logprob_diff"] / tokens,
-            "importance/logprob_diff/mean_abs": total["logprob_diff_abs"] / tokens,
-            "importance/logprob_diff/max": float(largest),
-            "learner/learning_rate": self.engine.optimizer.param_groups[0]["lr"],
-            "learner/num_loss_tokens": total["num_loss_tokens"],
-            "learner/num_tokens": total["num_tokens"],
-            "learner/step_seconds": seconds,
-        }
-        if self.config.learner.mtp.train:
-            metrics |= {
-                "mtp/loss": total["mtp_loss"] / predicted,
-                "mtp/top1_agreement": total["mtp_top1"] / predicted,
-                "mtp/expected_acceptance": total["mtp_acceptance"] / predicted,
-            }
-        return metrics
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probability of each token given those before it, at temperature 1; 0.0 for the first."""
@@ -404,7 +378,7 @@ def clip_apart(groups: Sequence[Sequence[Tensor]], limits: Sequence[float], part
 
 def _sum_of_squares(gradient: Tensor) -> Tensor:
     """In float64, piece by piece: a copy of a whole partition would be the largest tensor of the run."""
-    return torch.stack([piece.double().square().sum() for piece in gradient.flatten().split(2**24)]).sum()
+    return torch.stack([piece.double().square().sum() for piece in torch.split(gradient.flatten(), 2**24)]).sum()
 
 
 def _buckets(weights: Iterable[tuple[str, nn.Parameter]], max_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:
