@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import shutil
 import tempfile
 from importlib.metadata import version
@@ -16,7 +18,10 @@ from rlvr.config import RunConfig, parse
 from rlvr.learner.attention import IMPLEMENTATION
 from rlvr.learner.model import PolicyModel
 from rlvr.learner.mtp import MtpLayer
+from rlvr.plugins import make_environment
+from rlvr.rollout.renderer import Renderer
 from rlvr.starter.tokenizer import train_tokenizer
+from rlvr.tokenizer import load_tokenizer
 
 # Qwen2.5's published shapes, with one MTP layer.
 SHAPES = {
@@ -62,6 +67,16 @@ def random_policy(size: str) -> Path:
     except OSError:  # another program was faster
         shutil.rmtree(partial)
     return folder
+
+
+def prompts(folder: Path, count: int) -> list[tuple[int, ...]]:
+    """Of the math environment in the policy's own chat template; random tokens where it is a random policy."""
+    if folder.name.startswith("rlvr-random"):
+        generator = random.Random(0)
+        return [tuple(generator.randrange(10, 300) for _ in range(64)) for _ in range(count)]
+    renderer = Renderer(load_tokenizer(folder))
+    tasks = make_environment("math_solver", {}).tasks("train")
+    return [renderer.start(task.prompt) for task in itertools.islice(tasks, count)]
 
 
 def num_parameters(folder: Path) -> tuple[int, int, int]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import random
 import socket
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from rlvr.inference.engine import Engine, EngineSettings, environment_variables
 from rlvr.types import Completion, SamplingParams
 
 NUM_REQUESTS = 128
-Pair = tuple[list[int], Completion]
+Pair = tuple[tuple[int, ...], Completion]
 
 
 def main() -> None:
@@ -58,13 +57,12 @@ async def sample(folder: Path, arguments: Any) -> list[Pair]:
         )
     )
     await engine.start()
-    generator = random.Random(0)
-    prompts = [[generator.randrange(10, 300) for _ in range(32)] for _ in range(NUM_REQUESTS)]
-    completions = await asyncio.gather(
-        *(engine.sample(prompt, SamplingParams(max_tokens=256, seed=None)) for prompt in prompts)
-    )
+    from gpu_common import prompts
+
+    asked = prompts(folder, NUM_REQUESTS)
+    completions = await asyncio.gather(*(engine.sample(prompt, SamplingParams(max_tokens=256)) for prompt in asked))
     await engine.stop()
-    return list(zip(prompts, completions, strict=True))
+    return list(zip(asked, completions, strict=True))
 
 
 def compare(folder: Path, pairs: list[Pair]) -> dict[str, float]:

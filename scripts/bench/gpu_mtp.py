@@ -4,8 +4,9 @@
 
 FOLDER is a checkpoint with an MTP layer, whose real acceptance is measured; a size is random weights, for which
 `--acceptance` sets the share of drafts that vLLM accepts (`rejection_sample_method = "synthetic"`, for measuring only).
-Every request has a prompt of 64 random tokens and draws up to 256; a round counts from its first request to its last
-token, after a round of the same size to warm up.
+Every request draws 256 tokens, past the end of its turn too, so that as many run to the last; its prompt is one of the
+math environment, or 64 random tokens. A round counts from its first request to its last token, after a short one of the
+same size to warm up.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def parse_schedule(text: str) -> tuple[tuple[int, int, int], ...]:
 
 
 async def measure(arguments: Any, folder: Path, drafts: int, base: dict[int, float]) -> None:
-    from gpu_common import device, report
+    from gpu_common import device, prompts, report
 
     class Measured(Engine):
         def speculation(self) -> dict[str, Any]:
@@ -63,6 +64,10 @@ async def measure(arguments: Any, folder: Path, drafts: int, base: dict[int, flo
             rates = [arguments.acceptance ** (position + 1) for position in range(drafts)]
             synthetic = {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
             return super().speculation() | synthetic
+
+        async def _generate(self, prompt_ids: Sequence[int], **params: Any) -> Any:
+            self._stop_ids = []
+            return await super()._generate(prompt_ids, ignore_eos=True, **params)
 
     engine = Measured(
         EngineSettings(
@@ -85,20 +90,15 @@ async def measure(arguments: Any, folder: Path, drafts: int, base: dict[int, flo
     started = time.perf_counter()
     await engine.start()
     start_seconds = time.perf_counter() - started
-    generator = random.Random(0)
     for batch in arguments.batches:
         for warm in (True, False):
             tokens = 16 if warm else arguments.tokens
             began = time.perf_counter()
             completions = await asyncio.gather(
-                *(
-                    engine.sample(
-                        [generator.randrange(10, 300) for _ in range(64)], SamplingParams(max_tokens=tokens, seed=None)
-                    )
-                    for _ in range(batch)
-                )
+                *(engine.sample(ids, SamplingParams(max_tokens=tokens)) for ids in prompts(folder, batch))
             )
             seconds = time.perf_counter() - began
+            by_position = engine.acceptance_by_position()
         produced = sum(len(completion.token_ids) for completion in completions)
         drafted = sum(completion.num_draft_tokens for completion in completions)
         accepted = sum(completion.num_accepted_tokens for completion in completions)
@@ -107,7 +107,7 @@ async def measure(arguments: Any, folder: Path, drafts: int, base: dict[int, flo
         report(
             program="gpu_mtp", policy=folder.name, drafts=drafts, schedule=arguments.schedule, batch=batch,
             eager=arguments.eager, tokens_per_second=speed, against_first=speed / base[batch], tokens=produced,
-            acceptance=accepted / drafted if drafted else 0.0, start_seconds=start_seconds, device=device(),
+            acceptance=accepted / drafted if drafted else 0.0, by_position=[round(share, 4) for share in by_position], start_seconds=start_seconds, device=device(),
         )  # fmt: skip
     await engine.stop()
 
