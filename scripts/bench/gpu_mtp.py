@@ -93,9 +93,10 @@ async def measure(arguments: Any, folder: Path, drafts: int, base: dict[int, flo
     for batch in arguments.batches:
         for warm in (True, False):
             tokens = 16 if warm else arguments.tokens
+            asked = prompts(folder, batch)
             began = time.perf_counter()
             completions = await asyncio.gather(
-                *(engine.sample(ids, SamplingParams(max_tokens=tokens)) for ids in prompts(folder, batch))
+                *(engine.sample(ids, SamplingParams(max_tokens=tokens)) for ids in asked)
             )
             seconds = time.perf_counter() - began
             by_position = engine.acceptance_by_position()
@@ -107,7 +108,8 @@ async def measure(arguments: Any, folder: Path, drafts: int, base: dict[int, flo
         report(
             program="gpu_mtp", policy=folder.name, drafts=drafts, schedule=arguments.schedule, batch=batch,
             eager=arguments.eager, tokens_per_second=speed, against_first=speed / base[batch], tokens=produced,
-            acceptance=accepted / drafted if drafted else 0.0, by_position=[round(share, 4) for share in by_position], start_seconds=start_seconds, device=device(),
+            acceptance=accepted / drafted if drafted else 0.0, 
+            by_position=[round(share, 4) for share in by_position], start_seconds=start_seconds, device=device(),
         )  # fmt: skip
     await engine.stop()
 
