@@ -40,9 +40,25 @@ def main() -> None:
     from gpu_common import SHAPES, random_policy
 
     folder = random_policy(arguments.policy) if arguments.policy in SHAPES else Path(arguments.policy)
-    base: dict[int, float] = {}
+    speeds: dict[int, dict[int, float]] = {}  # by depth and number of requests
     for drafts in arguments.drafts:
-        asyncio.run(measure(arguments, folder, drafts, base))
+        speeds[drafts] = asyncio.run(measure(arguments, folder, drafts, speeds))
+    best = [max(speeds, key=lambda drafts: speeds[drafts][batch]) for batch in arguments.batches]
+    print(f"fastest here: draft_schedule = {schedule_of(arguments.batches, best)}")
+
+
+def schedule_of(batches: Sequence[int], depths: Sequence[int]) -> list[list[int]]:
+    """`inference.draft_schedule`: each depth up to half way (by ratio) to the first batch size that wants another."""
+    entries: list[list[int]] = []
+    for batch, depth in zip(batches, depths, strict=True):
+        if entries and entries[-1][2] != depth:
+            entries[-1][1] = round((entries[-1][1] * batch) ** 0.5)
+            entries.append([entries[-1][1] + 1, batch, depth])
+        elif entries:
+            entries[-1][1] = batch
+        else:
+            entries.append([1, batch, depth])
+    return entries
 
 
 def parse_schedule(text: str) -> tuple[tuple[int, int, int], ...]:
@@ -54,7 +70,7 @@ def parse_schedule(text: str) -> tuple[tuple[int, int, int], ...]:
     return tuple(entries)
 
 
-async def measure(arguments: Any, folder: Path, drafts: int, base: dict[int, float]) -> None:
+async def measure(arguments: Any, folder: Path, drafts: int, before: dict[int, dict[int, float]]) -> dict[int, float]:
     from gpu_common import device, prompts, report
 
     class Measured(Engine):
@@ -90,6 +106,7 @@ async def measure(arguments: Any, folder: Path, drafts: int, base: dict[int, flo
     started = time.perf_counter()
     await engine.start()
     start_seconds = time.perf_counter() - started
+    found: dict[int, float] = {}
     for batch in arguments.batches:
         for warm in (True, False):
             tokens = 16 if warm else arguments.tokens
@@ -104,14 +121,16 @@ async def measure(arguments: Any, folder: Path, drafts: int, base: dict[int, flo
         drafted = sum(completion.num_draft_tokens for completion in completions)
         accepted = sum(completion.num_accepted_tokens for completion in completions)
         speed = produced / seconds
-        base.setdefault(batch, speed)
+        found[batch] = speed
+        first = next(iter(before.values()), found)[batch]
         report(
             program="gpu_mtp", policy=folder.name, drafts=drafts, schedule=arguments.schedule, batch=batch,
-            eager=arguments.eager, tokens_per_second=speed, against_first=speed / base[batch], tokens=produced,
-            acceptance=accepted / drafted if drafted else 0.0, 
+            eager=arguments.eager, tokens_per_second=speed, against_first=speed / first, tokens=produced,
+            acceptance=accepted / drafted if drafted else 0.0,
             by_position=[round(share, 4) for share in by_position], start_seconds=start_seconds, device=device(),
         )  # fmt: skip
     await engine.stop()
+    return found
 
 
 if __name__ == "__main__":
