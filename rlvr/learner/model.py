@@ -28,7 +28,7 @@ from rlvr.learner.attention import IMPLEMENTATION, Packing
 from rlvr.learner.mtp import CHECKPOINT_PREFIX, MtpLayer
 from rlvr.types import MicroBatch
 
-ROWS_AT_ONCE = 2048
+ROWS_AT_ONCE = 4096
 _BLOCK = 128
 # Beside weights and config.json, what a checkpoint folder needs to be tokenized with and sampled from.
 COMPANION_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*tokens*.json", "chat_template*", "generation_config.json")
@@ -193,9 +193,13 @@ class TokenScores(nn.Module):
 
 
 class _TokenScores(torch.autograd.Function):
-    """Forward chunk by chunk, and again in backward, where the gradient of each chunk has a closed form:
+    """Chunk by chunk; the gradient with respect to each chunk's logits has a closed form:
 
     d logprob(y) / d logits = onehot(y) - p,    d cross_entropy(q) / d logits = p_draft - q    (p = softmax(logits))
+
+    A row's gradient is that times a number which backward brings. Where only rows want gradients (drafts: the head is
+    not theirs to move) forward goes all the way and backward multiplies; the policy's logits are made a second time,
+    since the head's gradient mixes rows.
     """
 
     @staticmethod
@@ -203,21 +207,23 @@ class _TokenScores(torch.autograd.Function):
         ctx: Any, hidden: Tensor, drafts: Tensor | None, weight: Tensor, tokens: Tensor, temperature: float, top_k: int
     ) -> tuple[Tensor, ...]:
         out = torch.zeros(5, len(tokens), dtype=torch.float32, device=hidden.device)
-        norms = out.new_zeros(2, len(tokens))  # log of the softmax's denominator, of hidden and drafts
-        top_k = min(top_k, weight.shape[0])
-        top_ids = tokens.new_zeros(len(tokens), top_k)
-        top_probs = out.new_zeros(len(tokens), top_k)
+        norms = torch.zeros_like(out[0])  # log of the softmax's denominator
+        draft_slopes = torch.zeros_like(drafts) if drafts is not None and ctx.needs_input_grad[1] else None
         for rows in _chunks(len(tokens)):
             logits = hidden[rows] @ weight.t()
-            out[0, rows], out[1, rows], norms[0, rows] = _run(_score, logits, tokens[rows], temperature)
+            out[0, rows], out[1, rows], norms[rows] = _run(_score, logits, tokens[rows], temperature)
             if drafts is not None:
-                values, top_ids[rows] = top(logits, top_k)
-                top_probs[rows] = (values.float() / temperature).softmax(1)
-                out[2, rows], out[3, rows], out[4, rows], norms[1, rows] = _run(
-                    _score_drafts, drafts[rows] @ weight.t(), logits, norms[0, rows], top_ids[rows], top_probs[rows],
-                    temperature,
-                )  # fmt: skip
-        ctx.save_for_backward(hidden, drafts, weight, tokens, top_ids, top_probs, norms)
+                values, top_ids = top(logits, min(top_k, weight.shape[0]))
+                top_probs = (values.float() / temperature).softmax(1)
+                draft_logits = drafts[rows] @ weight.t()
+                out[2, rows], out[3, rows], out[4, rows], draft_norms = _run(
+                    _score_drafts, draft_logits, logits, norms[rows], top_ids, top_probs, temperature
+                )
+                if draft_slopes is not None:
+                    minus = -torch.ones_like(draft_norms)
+                    slope = _run(_slope, draft_logits, draft_norms, top_ids, top_probs, minus, temperature)
+                    draft_slopes[rows] = slope @ weight
+        ctx.save_for_backward(hidden, draft_slopes, weight, tokens, norms)
         ctx.temperature = temperature
         logprobs, entropy, mtp_loss, top1, acceptance = out.unbind()
         ctx.mark_non_differentiable(entropy, top1, acceptance)
@@ -225,25 +231,20 @@ class _TokenScores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: Tensor, _e: Tensor, grad_loss: Tensor, _t: Tensor, _a: Tensor) -> Any:
-        hidden, drafts, weight, tokens, top_ids, top_probs, norms = ctx.saved_tensors
-        for_hidden = torch.zeros_like(hidden)
-        for_drafts = torch.zeros_like(drafts) if drafts is not None and ctx.needs_input_grad[1] else None
+        hidden, draft_slopes, weight, tokens, norms = ctx.saved_tensors
+        for_drafts = draft_slopes * grad_loss[:, None].to(draft_slopes.dtype) if draft_slopes is not None else None
+        for_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         for_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        for rows in _chunks(len(tokens)):
+        for rows in _chunks(len(tokens) if for_hidden is not None or for_weight is not None else 0):
             one = norms.new_ones(len(tokens[rows]), 1)
             slope = _run(
-                _slope, hidden[rows] @ weight.t(), norms[0, rows], tokens[rows, None], one,
-                grad_logprobs[rows], ctx.temperature,
+                _slope, hidden[rows] @ weight.t(), norms[rows], tokens[rows, None], one, grad_logprobs[rows],
+                ctx.temperature,
             )  # fmt: skip
-            for_hidden[rows] = slope @ weight
+            if for_hidden is not None:
+                for_hidden[rows] = slope @ weight
             if for_weight is not None:
                 for_weight += slope.t() @ hidden[rows]
-            if for_drafts is not None:
-                slope = _run(
-                    _slope, drafts[rows] @ weight.t(), norms[1, rows], top_ids[rows], top_probs[rows],
-                    -grad_loss[rows], ctx.temperature,
-                )  # fmt: skip
-                for_drafts[rows] = slope @ weight
         return for_hidden, for_drafts, for_weight if for_weight is None else for_weight.to(weight.dtype), *[None] * 3
 
 
@@ -256,10 +257,14 @@ def top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if num_blocks < 4 * k or logits.shape[1] % _BLOCK:
         return logits.topk(k, dim=1)
     blocks = logits.view(len(logits), num_blocks, _BLOCK)
-    chosen = blocks.amax(2).topk(k, dim=1).indices
+    chosen = _run(_maxima, blocks).topk(k, dim=1).indices
     candidates = blocks.gather(1, chosen[:, :, None].expand(-1, -1, _BLOCK)).flatten(1)
     values, places = candidates.topk(k, dim=1)
     return values, chosen.gather(1, places // _BLOCK) * _BLOCK + places % _BLOCK
+
+
+def _maxima(blocks: Tensor) -> Tensor:
+    return blocks.amax(2)
 
 
 def _score(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,12 +303,15 @@ def _run(function: Callable[..., Any], logits: Tensor, *arguments: Any) -> Any:
     """On a GPU fused into few passes over the logits, by torch.compile; as it stands elsewhere."""
     if not logits.is_cuda:
         return function(logits, *arguments)
+    for tensor in (logits, *arguments):
+        if isinstance(tensor, Tensor):  # the number of rows varies; a vocabulary of known size makes simpler indices
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
     return _compiled(function)(logits, *arguments)
 
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True)
+    return torch.compile(function)
 
 
 def _chunks(num_rows: int) -> Iterator[slice]:

@@ -4,8 +4,10 @@
 
 One step is 65,536 tokens in packed sequences, all but a prompt of 128 tokens each under the loss mask, the MTP layer
 trained beside. Counted as useful are 6 FLOPs a parameter and token (a tied head once, the embedding look-up not) and
-6 * layers * hidden * length a token for causal attention; what is computed again counts nothing, nor does the MTP
-layer. Utilisation is given of 989 TFLOP/s, the H100's and H200's dense bf16 by NVIDIA's datasheet.
+6 * layers * hidden * length a token for causal attention; what is computed again counts nothing. `mfu` leaves the MTP
+layer out; `mfu_with_mtp` counts it like a layer, and 4 FLOPs a weight of the head that its drafts go through, once
+forward and once back (they do not move the head). Utilisation is given of 989 TFLOP/s, the H100's and H200's dense bf16
+by NVIDIA's datasheet.
 `--naive` is transformers' own model and SDPA attention with full logits, one sequence a row, the same optimizer.
 """
 
@@ -54,11 +56,17 @@ def main() -> None:
     median = statistics.median(seconds[2:])
     shape = SHAPES[arguments.size]
     attention = 6 * shape["num_hidden_layers"] * shape["hidden_size"] * arguments.length
-    flops = TOKENS * (6 * num_parameters(folder)[0] + attention)
+    policy, draft, _ = num_parameters(folder)
+    flops = TOKENS * (6 * policy + attention)
+    drafting = 0 if arguments.naive or settings.get("mtp") == {"train": False} else 1
+    length = arguments.length
+    head = 4 * shape["hidden_size"] * VOCABULARY * (length - PROMPT) / length
+    with_mtp = flops + drafting * TOKENS * (6 * draft + 6 * shape["hidden_size"] * length + head)
     report(
         program="gpu_learner", size=arguments.size, length=arguments.length, naive=arguments.naive,
         settings=json.dumps(settings), step_seconds=median, first_step_seconds=seconds[0],
         tokens_per_second=TOKENS / median, mfu=flops / median / PEAK,
+        mfu_with_mtp=with_mtp / median / PEAK,
         peak_gib=torch.cuda.max_memory_allocated() / 2**30, device=device(), **extra,
     )  # fmt: skip
 
