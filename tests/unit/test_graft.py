@@ -17,7 +17,7 @@ from rlvr.tokenizer import load_tokenizer
 from rlvr.types import Sample
 
 SHAPE = {
-    "vocab_size": 384, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "vocab_size": 384, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "initializer_range": 0.2, "max_position_embeddings": 512,
 }  # fmt: skip
 KINDS = {
