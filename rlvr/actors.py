@@ -19,9 +19,11 @@ from rlvr.config import RunConfig
 from rlvr.errors import ComponentDied, DeadlineExceeded, RlvrError
 from rlvr.inference.engine import Engine, EngineSettings, UpdateReport, environment_variables
 from rlvr.inference.router import Router
+from rlvr.learner.publisher import nccl_init_info
+from rlvr.placement import Placement
 from rlvr.rollout.worker import Order, RolloutWorker
 from rlvr.types import Completion, Group, MicroBatch, SamplingParams
-from rlvr.weights import Checksums, PackedWeights
+from rlvr.weights import Checksums
 
 # Requests wait inside the actors; only their number is bounded here, and far above what slots allow.
 _MAX_CONCURRENCY = 10_000
@@ -49,7 +51,14 @@ async def ask(component: str, waited_for: str, reference: Any, seconds: float) -
 class EngineHandle:
     """One engine in its actor."""
 
-    def __init__(self, index: int, config: RunConfig, model_folder: str, engine_class: type[Engine] = Engine) -> None:
+    def __init__(
+        self,
+        index: int,
+        config: RunConfig,
+        model_folder: str,
+        placement: Placement,
+        engine_class: type[Engine] = Engine,
+    ) -> None:
         self.name = f"engine {index}"
         self._seconds = config.run.deadline_seconds
         inference = config.inference
@@ -60,11 +69,13 @@ class EngineHandle:
             dtype=("bfloat16" if on_gpu else "float32") if inference.dtype == "auto" else inference.dtype,
             enforce_eager=not on_gpu if inference.enforce_eager == "auto" else inference.enforce_eager,
             num_draft_tokens=inference.num_draft_tokens,
+            draft_schedule=inference.draft_schedule,
+            transport=config.transport,
             max_num_seqs=inference.max_num_seqs,
             max_model_len=inference.max_model_len,
             max_num_batched_tokens=inference.max_num_batched_tokens,
             kv_cache_bytes=inference.kv_cache_bytes or (None if on_gpu else 2**30),
-            gpu_memory_utilization=inference.gpu_memory_utilization,
+            gpu_memory_utilization=config.gpu_memory_utilization,
             seed=config.run.seed,
             deadline_seconds=self._seconds,
         )
@@ -73,6 +84,7 @@ class EngineHandle:
             .options(
                 num_cpus=inference.cpus_per_engine,
                 num_gpus=inference.gpus_per_engine,
+                **placement.options(index),
                 max_concurrency=_MAX_CONCURRENCY,
                 runtime_env={"env_vars": environment_variables(num_threads=inference.num_threads, on_gpu=on_gpu)},
             )
@@ -84,8 +96,12 @@ class EngineHandle:
         """Load the model."""
         await ask(self.name, "to start", self.actor.start.remote(version), self._seconds)
 
+    async def connect(self, init_info: dict[str, Any]) -> None:
+        """As `Engine.connect`."""
+        await ask(self.name, "to meet the learner", self.actor.connect.remote(init_info), self._seconds)
+
     def to_publish(self, weights: Any) -> None:
-        """A reference to the `PackedWeights` that the next `update` takes."""
+        """A reference to the `Weights` that the next `update` takes."""
         self._to_publish = weights
 
     async def update(self) -> UpdateReport:
@@ -120,7 +136,7 @@ class _WorkerActor:
         engines: list[Any],
         max_model_len: int,
     ) -> None:
-        from transformers import AutoTokenizer
+        from rlvr.tokenizer import load_tokenizer
 
         def call(engine: Any) -> Any:
             async def sample(prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
@@ -131,7 +147,7 @@ class _WorkerActor:
 
         self._worker = RolloutWorker(
             environments=environments,
-            tokenizer=AutoTokenizer.from_pretrained(model_folder),
+            tokenizer=load_tokenizer(model_folder),
             sampler=Router([call(engine) for engine in engines]),
             max_model_len=max_model_len,
         )
@@ -215,11 +231,6 @@ class _LearnerActor:
         if checkpoint is not None:
             self._learner.load(checkpoint)
 
-    def publication(self, version: int) -> tuple[PackedWeights | None, Checksums | None]:
-        """On rank 0 the packed weights and their checksums."""
-        weights = self._learner.weights(version)
-        return weights, weights.checksums() if weights else None
-
     def call(self, method: str, *arguments: Any) -> Any:
         """Any other method of `Learner`."""
         return getattr(self._learner, method)(*arguments)
@@ -228,19 +239,26 @@ class _LearnerActor:
 class LearnerHandle:
     """All ranks of the learner: each method runs on every one of them, in the same order."""
 
-    def __init__(self, config: RunConfig, model_folder: str) -> None:
+    def __init__(self, config: RunConfig, model_folder: str, placement: Placement) -> None:
         learner = config.learner
         self._seconds = config.run.deadline_seconds
+        self._transport = config.transport
         self._arguments = {"config": config, "model_folder": model_folder, "world_size": learner.num_ranks}
         variables = {
             "OMP_NUM_THREADS": str(learner.num_threads),
             "TOKENIZERS_PARALLELISM": "false",
             "TRANSFORMERS_VERBOSITY": "error",
         }
-        actor = ray.remote(_LearnerActor).options(
-            num_cpus=learner.cpus_per_rank, num_gpus=learner.gpus_per_rank, runtime_env={"env_vars": variables}
-        )
-        self.ranks = [actor.remote() for _ in range(learner.num_ranks)]
+        actor = ray.remote(_LearnerActor)
+        self.ranks = [
+            actor.options(
+                num_cpus=learner.cpus_per_rank,
+                num_gpus=learner.gpus_per_rank,
+                runtime_env={"env_vars": variables},
+                **placement.options(rank),
+            ).remote()
+            for rank in range(learner.num_ranks)
+        ]
 
     async def start(self, checkpoint: str | None) -> None:
         """Wait until all ranks have met and loaded the model, and the checkpoint's state if there is one."""
@@ -263,15 +281,29 @@ class LearnerHandle:
         return metrics[0]
 
     def weights(self, version: int) -> tuple[Any, Any]:
-        """References to rank 0's packed weights as they are now, and to their checksums; nothing is waited for."""
-        calls = [rank.publication.options(num_returns=2).remote(version) for rank in self.ranks]
-        packed, checksums = calls[0]
-        return packed, checksums
+        """References to what the engines take and to its checksums, from rank 0; nothing is waited for.
+
+        Until the second resolves, the learner may be waiting for the engines to receive.
+        """
+        offers = [rank.call.remote("weights", version) for rank in self.ranks]
+        checksums = [rank.call.remote("send") for rank in self.ranks]
+        return offers[0], checksums[0]
 
     async def checksums(self, reference: Any) -> Checksums:
         """Wait for what `weights` returned second."""
-        checksums: Checksums = await ask("learner rank 0", "to gather its weights", reference, self._seconds)
+        checksums: Checksums = await ask("learner rank 0", "to send its weights", reference, self._seconds)
         return checksums
+
+    async def connect(self, engines: Sequence[EngineHandle]) -> None:
+        """Let learner and engines meet, where the transport has them meet."""
+        if self._transport != "nccl":
+            return
+        addr, port = await ask("learner rank 0", "to find a port", self.ranks[0].rendezvous.remote(), self._seconds)
+        place = {"master_addr": addr, "master_port": port, "num_engines": len(engines)}
+        await asyncio.gather(
+            self._all("to meet the engines", "connect", addr, port, len(engines)),
+            *(engine.connect(nccl_init_info(**place, index=index)) for index, engine in enumerate(engines)),
+        )
 
     def logprobs(self, token_ids: Sequence[int]) -> Any:
         """A reference to the log-probabilities of fixed tokens under the weights as they are now."""

@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", help="settings to change, as in learner.learning_rate=1e-4")
         command.set_defaults(command=function)
     _add_eval(commands)
+    _add_graft(commands)
     # By name: the trainer imports no verifier.
     verify = importlib.import_module("verifiers.cli")
     verify.add_arguments(commands.add_parser("verify", help=verify.SUMMARY))
@@ -91,6 +92,36 @@ def _eval(options: argparse.Namespace) -> int:
         num_samples=options.samples,
         output=options.output,
     )
+    return 0
+
+
+def _add_graft(commands: Any) -> None:
+    summary = "add an MTP layer to a Llama- or Qwen2-family checkpoint and train it on the policy's own samples"
+    graft = commands.add_parser("graft-mtp", help=summary, description=summary)
+    graft.add_argument("source", type=Path, help="a Hugging Face checkpoint folder, or a .gguf file")
+    graft.add_argument("target", type=Path, help="the folder to write")
+    graft.add_argument("--environment", default="math_solver", help="whose prompts the policy answers")
+    graft.add_argument("--samples", type=int, default=4096)
+    graft.add_argument("--max-tokens", type=int, default=256, help="of one sample")
+    graft.add_argument("--epochs", type=int, default=3)
+    graft.add_argument("--draft-tokens", type=int, default=2, help="at which acceptance is measured")
+    graft.add_argument("--measured", type=int, default=128, help="held-out prompts it is measured on")
+    graft.set_defaults(command=_graft)
+
+
+def _graft(options: argparse.Namespace) -> int:
+    from rlvr.graft import GraftSettings, graft, prepare_process
+    from rlvr.plugins import make_environment
+
+    prepare_process()
+    settings = GraftSettings(
+        num_samples=options.samples,
+        max_tokens=options.max_tokens,
+        epochs=options.epochs,
+        num_draft_tokens=options.draft_tokens,
+        num_measured=options.measured,
+    )
+    graft(options.source, options.target, make_environment(options.environment, {}), settings, print)
     return 0
 
 

@@ -71,11 +71,21 @@ class InferenceSection(Section):
     cpus_per_engine: float = Field(0.5, ge=0)
     gpus_per_engine: float = Field(0.0, ge=0)
     num_draft_tokens: NonNegativeInt = Field(1, description="drafted by the MTP layer at once; 0 turns drafting off")
+    draft_schedule: tuple[tuple[PositiveInt, PositiveInt, NonNegativeInt], ...] = Field(
+        (), description="[from, to, draft tokens]: depth by the number of running requests; empty: always all of them"
+    )
     max_num_seqs: PositiveInt = Field(128, description="requests that run at once in one engine")
     max_model_len: PositiveInt = Field(512, description="tokens, prompt and completion together")
     max_num_batched_tokens: PositiveInt = 4096
-    kv_cache_bytes: PositiveInt | None = Field(None, description="CPU only; default 1 GiB")
-    gpu_memory_utilization: Fraction = 0.85
+    kv_cache_bytes: PositiveInt | None = Field(
+        None, description="default 1 GiB on CPU; on a GPU what gpu_memory_utilization leaves beside the weights"
+    )
+    gpu_memory_utilization: Fraction | None = Field(
+        None, description="of the whole GPU; default 0.85, and 0.85 * gpus_per_engine on a shared one"
+    )
+    weight_transfer: Literal["auto", "memory", "ipc", "nccl"] = Field(
+        "auto", description="auto: nccl between GPUs, ipc on a shared one, memory (shared with the host) elsewhere"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: float32 on CPU, bfloat16 on GPU")
     enforce_eager: bool | Literal["auto"] = Field("auto", description="auto: true on CPU, false on GPU")
     num_threads: PositiveInt = Field(1, description="CPU threads of one engine")
@@ -115,6 +125,7 @@ class LearnerSection(Section):
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     max_grad_norm: PositiveFloat = 1.0
     gradient_checkpointing: bool = False
+    compile: bool | Literal["auto"] = Field("auto", description="fuse layers; auto: on a GPU below ZeRO stage 3")
     mtp: MtpSection = MtpSection()
 
 
@@ -198,6 +209,66 @@ class RunConfig(Section):
         for section in self.environments:
             check_environment(section, max_model_len=self.inference.max_model_len)
         return self
+
+    @model_validator(mode="after")
+    def _placement(self) -> Self:
+        inference, learner = self.inference, self.learner
+        for name, gpus in (
+            ("inference.gpus_per_engine", inference.gpus_per_engine),
+            ("learner.gpus_per_rank", learner.gpus_per_rank),
+        ):
+            if gpus not in (0, 1) and not self.colocated:
+                raise ValueError(
+                    f"{name} = {gpus}: a part runs on the CPU (0) or has one GPU to itself (1), or engine and learner "
+                    "rank share one: then set fractions for both, as in inference.gpus_per_engine = 0.4 and "
+                    "learner.gpus_per_rank = 0.6"
+                )
+        if self.colocated and (
+            inference.gpus_per_engine + learner.gpus_per_rank > 1 or inference.num_engines != learner.num_ranks
+        ):
+            raise ValueError(
+                f"inference.gpus_per_engine = {inference.gpus_per_engine}, learner.gpus_per_rank = "
+                f"{learner.gpus_per_rank}, inference.num_engines = {inference.num_engines}, learner.num_ranks = "
+                f"{learner.num_ranks}: on shared GPUs each learner rank has one engine beside it, and the two "
+                "fractions add up to 1 at most"
+            )
+        on_gpus = inference.gpus_per_engine > 0 and learner.gpus_per_rank > 0
+        possible = {"memory", "ipc" if self.colocated else "nccl"} if on_gpus else {"memory"}
+        if inference.weight_transfer not in possible | {"auto"}:
+            raise ValueError(
+                f"inference.weight_transfer = {inference.weight_transfer!r} does not fit where engines "
+                f"(gpus_per_engine = {inference.gpus_per_engine}) and learner (gpus_per_rank = "
+                f"{learner.gpus_per_rank}) run; possible are {', '.join(sorted(possible))}, and 'auto' chooses"
+            )
+        if inference.draft_schedule and (
+            inference.draft_schedule[0][0] != 1
+            or max(depth for _, _, depth in inference.draft_schedule) > inference.num_draft_tokens
+        ):
+            raise ValueError(
+                f"inference.draft_schedule = {inference.draft_schedule}: it starts at 1 running request and drafts "
+                f"at most inference.num_draft_tokens = {inference.num_draft_tokens}, as in [[1, 64, 1], [65, 512, 0]]"
+            )
+        return self
+
+    @property
+    def colocated(self) -> bool:
+        """Whether engines and learner ranks share GPUs."""
+        return 0 < self.inference.gpus_per_engine < 1 and 0 < self.learner.gpus_per_rank < 1
+
+    @property
+    def transport(self) -> Literal["memory", "ipc", "nccl"]:
+        """How weights travel: `inference.weight_transfer`, resolved."""
+        if self.inference.weight_transfer != "auto":
+            return self.inference.weight_transfer
+        if not (self.inference.gpus_per_engine and self.learner.gpus_per_rank):
+            return "memory"
+        return "ipc" if self.colocated else "nccl"
+
+    @property
+    def gpu_memory_utilization(self) -> float:
+        """`inference.gpu_memory_utilization`, resolved."""
+        given = self.inference.gpu_memory_utilization
+        return given if given is not None else 0.85 * (self.inference.gpus_per_engine or 1)
 
     @property
     def run_folder(self) -> Path:

@@ -40,6 +40,7 @@ from rlvr.evaluation import Evaluation, play_tasks, summarize
 from rlvr.inference.engine import Engine
 from rlvr.ledger import Ledger
 from rlvr.metrics import RolloutMeter
+from rlvr.placement import Placement
 from rlvr.report import Reporter
 from rlvr.rollout.worker import Order
 from rlvr.run_folder import FRESH, RunFolder, RunState
@@ -95,10 +96,12 @@ class Controller:
         self._probe_ids = tuple(random.Random(0).randrange(vocabulary_size) for _ in range(_PROBE_TOKENS))
 
         source = str(self.checkpoint / "model") if self.checkpoint else model_folder
+        placement = Placement(config)
         self.engines = [
-            EngineHandle(index, config, source, engine_class) for index in range(config.inference.num_engines)
+            EngineHandle(index, config, source, placement, engine_class)
+            for index in range(config.inference.num_engines)
         ]
-        self.learner = LearnerHandle(config, source)
+        self.learner = LearnerHandle(config, source, placement)
         self.workers = [
             WorkerHandle(index, config, source, self.engines) for index in range(config.rollout.num_workers)
         ]
@@ -127,11 +130,11 @@ class Controller:
     async def _start(self) -> None:
         self.reporter.progress("starting engines, learner and workers")
         checkpoint = str(self.checkpoint / "learner") if self.checkpoint else None
-        await asyncio.gather(
-            self.learner.start(checkpoint),
-            *(engine.start(self.version) for engine in self.engines),
-            *(worker.start() for worker in self.workers),
-        )
+        engines = asyncio.gather(*(engine.start(self.version) for engine in self.engines))
+        if self.config.colocated:  # vLLM measures how much of a GPU it may take, and must not be disturbed
+            await engines
+        await asyncio.gather(engines, self.learner.start(checkpoint), *(worker.start() for worker in self.workers))
+        await self.learner.connect(self.engines)
         await check(self.version, self.engines, await self._probe(self.learner.logprobs(self._probe_ids)))
         if self.checkpoint:
             self.reporter.say(f"resumed from {self.checkpoint}")
@@ -333,7 +336,7 @@ class Controller:
         probe = self._probe(self.learner.logprobs(self._probe_ids))
         for engine in self.engines:
             engine.to_publish(weights)
-        self._sync_report = await publish(version, await self.learner.checksums(checksums), self.engines, probe)
+        self._sync_report = await publish(version, self.learner.checksums(checksums), self.engines, probe)
         self.live_version = version
         self._buffer.release(version)
         self._changed.set()

@@ -21,6 +21,7 @@ from rlvr.config import RunConfig
 from rlvr.config_environment import ThinkingBudget
 from rlvr.errors import ConfigError
 from rlvr.evaluation import draft_acceptance, play_tasks, summarize
+from rlvr.placement import Placement
 from rlvr.report import Reporter
 from rlvr.run_folder import latest_checkpoint
 from rlvr.tasks import Member, held_out, share_out
@@ -184,7 +185,10 @@ async def _play(
     num_samples: int,
     reporter: Reporter,
 ) -> list[Episode]:
-    engines = [EngineHandle(index, config, prepared.model_folder) for index in range(config.inference.num_engines)]
+    placement = Placement(config)
+    engines = [
+        EngineHandle(index, config, prepared.model_folder, placement) for index in range(config.inference.num_engines)
+    ]
     workers = [
         WorkerHandle(index, config, prepared.model_folder, engines) for index in range(config.rollout.num_workers)
     ]

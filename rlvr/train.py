@@ -82,9 +82,8 @@ def policy_folder(config: RunConfig, environments: Sequence[Environment], report
 
 def check_policy(config: RunConfig, folder: Path) -> int:
     """Whether the checkpoint can be trained as configured; the size of its tokenizer. Raises `ConfigError`."""
-    from transformers import AutoTokenizer
-
     from rlvr.learner.model import has_mtp
+    from rlvr.tokenizer import load_tokenizer
 
     if not (folder / "config.json").is_file():
         raise ConfigError(
@@ -101,7 +100,7 @@ def check_policy(config: RunConfig, folder: Path) -> int:
                     f"{setting} = {str(value).lower()} needs MTP weights, and policy.path = {str(folder)!r} has none "
                     f"(no model.mtp_layers.* tensors); set {setting} = {way_out}, or choose a policy with an MTP layer"
                 )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     limited = [
         section.name
         for section in config.environments

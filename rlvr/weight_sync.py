@@ -48,26 +48,33 @@ class SyncReport:
     paused_seconds: float
     total_seconds: float
     probe_error: float
+    phases: dict[str, float]  # of the engine that was slowest
 
 
 async def publish(
-    version: int, checksums: Checksums, targets: Sequence[SyncTarget], probe: Awaitable[Probe]
+    version: int, sent: Awaitable[Checksums], targets: Sequence[SyncTarget], probe: Awaitable[Probe]
 ) -> SyncReport:
-    """Replace the weights of all engines at once. Raises `WeightSyncError`, which names the engine and the figures."""
-    reports, expected = await asyncio.gather(asyncio.gather(*(target.update() for target in targets)), probe)
+    """Replace the weights of all engines at once. Raises `WeightSyncError`, which names the engine and the figures.
+
+    All is waited for together: over NCCL the learner sends while the engines receive.
+    """
+    reports, checksums, expected = await asyncio.gather(
+        asyncio.gather(*(target.update() for target in targets)), sent, probe
+    )
     for target, report in zip(targets, reports, strict=True):
         for part in ("policy", "draft"):
-            sent, received = getattr(checksums, part), getattr(report.checksums, part)
-            if sent != received:
+            published, received = getattr(checksums, part), getattr(report.checksums, part)
+            if published != received:
                 raise WeightSyncError(
                     f"{target.name} loaded other {part} weights than version {version}: checksum {received:08x}, "
-                    f"published {sent:08x}"
+                    f"published {published:08x}"
                 )
     error = await check(version, targets, expected)
     return SyncReport(
         paused_seconds=max(report.paused_seconds for report in reports),
         total_seconds=max(report.total_seconds for report in reports),
         probe_error=error,
+        phases=max(reports, key=lambda report: report.total_seconds).phases,
     )
 
 

@@ -43,7 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """A skipped sandbox must not look like a tested one."""
-    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "docker" in report.keywords]
+    skipped = [
+        report for report in terminalreporter.stats.get("skipped", []) if "docker" in getattr(report, "keywords", ())
+    ]
     if skipped:
         terminalreporter.section("NOT TESTED: the Docker sandbox", "!", red=True, bold=True)
         terminalreporter.line(f"{len(skipped)} tests were skipped: {_lacking_docker()}")

@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
+import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from rlvr.errors import DeadlineExceeded, WeightSyncError
 from rlvr.inference import orphans
 from rlvr.types import Completion, FinishReason, SamplingParams, WeightSpan
-from rlvr.weights import Checksums, PackedWeights
+from rlvr.weights import Checksums, Offer, Part, Weights
+
+logger = logging.getLogger(__name__)
+
+Transport = Literal["memory", "ipc", "nccl"]
+# (from, to, depth): so many tokens are drafted while so many requests run, bounds included.
+DraftSchedule = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +39,13 @@ class EngineSettings:
     dtype: str
     enforce_eager: bool
     num_draft_tokens: int
+    draft_schedule: DraftSchedule
     max_num_seqs: int
     max_model_len: int
     max_num_batched_tokens: int
     kv_cache_bytes: int | None
     gpu_memory_utilization: float
+    transport: Transport
     seed: int
     deadline_seconds: float
 
@@ -49,12 +58,21 @@ class UpdateReport:
     checksums: Checksums
     paused_seconds: float
     total_seconds: float
+    phases: dict[str, float]  # seconds, by what was waited for
+
+
+def backend_name(transport: Transport) -> str:
+    """Under which `rlvr.inference.vllm_extension` registers it with vLLM, whose own names are taken."""
+    return f"rlvr_{transport}"
 
 
 def environment_variables(*, num_threads: int, on_gpu: bool) -> dict[str, str]:
     """For the process that hosts an engine; they must be set before vLLM is imported."""
     variables = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if not on_gpu:
+    if on_gpu:
+        # CUDA IPC handles are Python objects, which travel to vLLM's worker by pickle. Nobody else talks to it.
+        variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    else:
         # libgomp spins at barriers, which on shared cores costs a factor of 10; Intel's OpenMP sleeps.
         openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
         variables |= {
@@ -75,27 +93,24 @@ class Engine:
         self._update_lock = asyncio.Lock()
         self._llm: Any = None
         self._stop_ids: list[int] = []
+        self._phases: dict[str, float] = {}
+        self._accepted: Counter[int] = Counter()  # steps by how many of their drafts were accepted
 
     async def start(self, version: int = 0) -> None:
         """Load the model; `version` labels the weights it finds. Raises `DeadlineExceeded`."""
         # Here, not at the top: importing vLLM takes seconds, and only this process needs it.
-        from transformers import AutoTokenizer
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from rlvr.inference.vllm_extension import BACKEND, WorkerExtension
+        from rlvr.inference.vllm_extension import WorkerExtension
+        from rlvr.tokenizer import load_tokenizer
 
         settings = self.settings
-        tokenizer = AutoTokenizer.from_pretrained(settings.model_folder)
+        tokenizer = load_tokenizer(settings.model_folder)
         self._stop_ids = [tokenizer.eos_token_id]
         options: dict[str, Any] = {}
         if settings.num_draft_tokens:
-            # Greedy drafts, the default, are rejected most of the time when the policy samples at temperature 1.
-            options["speculative_config"] = {
-                "method": "mtp",
-                "num_speculative_tokens": settings.num_draft_tokens,
-                "draft_sample_method": "probabilistic",
-            }
+            options["speculative_config"] = self.speculation()
         if settings.kv_cache_bytes is not None:
             options["kv_cache_memory_bytes"] = settings.kv_cache_bytes
         arguments = AsyncEngineArgs(
@@ -110,7 +125,7 @@ class Engine:
             # Of the distribution drawn from, temperature included: what the importance weights need.
             logprobs_mode="processed_logprobs",
             worker_extension_cls=f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
-            weight_transfer_config={"backend": BACKEND},
+            weight_transfer_config={"backend": backend_name(settings.transport)},
             per_request_spec_decode_metrics="summary" if settings.num_draft_tokens else "none",
             disable_log_stats=True,
             **options,
@@ -118,8 +133,30 @@ class Engine:
         orphans.claim()
         async with _deadline(settings.deadline_seconds, "vLLM to load the model"):
             self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
-            await self._llm.init_weight_transfer_engine(_init_request())
             await self._label(version)
+        if settings.transport != "nccl":  # which needs the learner at the other end
+            await self.connect({"packed": True} if settings.transport == "ipc" else {})
+
+    def speculation(self) -> dict[str, Any]:
+        """vLLM's `speculative_config`."""
+        settings = self.settings
+        speculation: dict[str, Any] = {
+            "method": "mtp",
+            "num_speculative_tokens": settings.num_draft_tokens,
+            # Greedy drafts, the default, are rejected most of the time when the policy samples at temperature 1.
+            "draft_sample_method": "probabilistic",
+        }
+        if settings.draft_schedule:
+            schedule = [list(entry) for entry in settings.draft_schedule]
+            speculation["num_speculative_tokens_per_batch_size"] = schedule
+        return speculation
+
+    async def connect(self, init_info: dict[str, Any]) -> None:
+        """Open the engine's end of the weight transfer; `init_info` is that of vLLM's backend."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        async with _deadline(self.settings.deadline_seconds, "an engine to open its weight transfer"):
+            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
         """Continue `prompt_ids`. Raises vLLM's error when the engine is dead or the prompt too long."""
@@ -138,6 +175,8 @@ class Engine:
             float(position[token].logprob) for position, token in zip(completion.logprobs, token_ids, strict=True)
         )
         drafts = completion.spec_decode_metrics
+        if drafts:
+            self._accepted.update(dict(enumerate(drafts.histogram)))
         return Completion(
             token_ids=token_ids,
             logprobs=logprobs,
@@ -152,40 +191,71 @@ class Engine:
             ),
         )
 
-    async def update(self, weights: PackedWeights) -> UpdateReport:
-        """Replace policy and draft while requests wait, then let them go on. Raises `WeightSyncError`.
+    def acceptance_by_position(self) -> tuple[float, ...]:
+        """Of all first drafts the share accepted, of all second ones, ...; since the last call, or the start."""
+        counts, self._accepted = self._accepted, Counter()
+        steps = max(1, counts.total())
+        return tuple(
+            sum(count for accepted, count in counts.items() if accepted > position) / steps
+            for position in range(self.settings.num_draft_tokens)
+        )
 
-        After an error the engine is half written and must not be used again.
+    async def update(self, weights: Weights) -> UpdateReport:
+        """Replace policy and draft while requests wait, then let them go on.
+
+        What failed half-way is taken again from its beginning, once, where it can be had again. Raises
+        `WeightSyncError`, and `DeadlineExceeded` for each phase; the engine is then half written, and samples no more.
         """
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        llm, seconds = self._llm, self.settings.deadline_seconds
         started = time.perf_counter()
-        async with self._update_lock, _deadline(seconds, f"an engine to take version {weights.version}"):
-            with _SharedMemory(weights) as path:
-                info = {"path": path, "manifest": [list(entry) for entry in weights.manifest]}
-                paused = time.perf_counter()
-                await llm.pause_generation(mode="keep", clear_cache=False)
-                try:
-                    starts = [llm.start_weight_update]
-                    if self.settings.num_draft_tokens:
-                        starts.append(llm.start_draft_weight_update)
-                    for start in starts:
-                        await start()
-                        await llm.update_weights(WeightTransferUpdateRequest(update_info=info))
-                        await llm.finish_weight_update()
-                    await self._label(weights.version)
-                except Exception as error:
-                    raise WeightSyncError(f"version {weights.version} was not taken: {error!r}") from error
-                await llm.resume_generation()
-                resumed = time.perf_counter()
-            received = (await llm.collective_rpc("rlvr_checksums"))[0]
+        async with self._update_lock:
+            self._phases = {}
+            paused = time.perf_counter()
+            await self._phase("to pause", self._llm.pause_generation(mode="keep", clear_cache=False))
+            try:
+                await self._receive(weights)
+            except WeightSyncError as error:
+                if not weights.repeatable:
+                    raise
+                logger.warning("engine %d takes version %d again: %s", self.settings.index, weights.version, error)
+                await self._receive(weights)
+            await self._label(weights.version)
+            await self._phase("to resume", self._llm.resume_generation())
+            resumed = time.perf_counter()
+            received = (await self._phase("to sum what it loaded", self._llm.collective_rpc("rlvr_checksums")))[0]
         return UpdateReport(
             version=weights.version,
             checksums=Checksums(*received),
             paused_seconds=resumed - paused,
             total_seconds=time.perf_counter() - started,
+            phases=self._phases,
         )
+
+    async def _receive(self, weights: Weights) -> None:
+        with weights.offer() as offer:
+            await self._receive_part("policy", offer, weights.version)
+            if self.settings.num_draft_tokens:
+                await self._receive_part("draft", offer, weights.version)
+
+    async def _receive_part(self, part: Part, offer: Offer, version: int) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        start = self._llm.start_weight_update if part == "policy" else self._llm.start_draft_weight_update
+        try:
+            await self._phase(f"to prepare its {part}", start())
+            request = WeightTransferUpdateRequest(update_info=offer[part])
+            await self._phase(f"to load its {part}", self._llm.update_weights(request))
+            await self._phase(f"to finish its {part}", self._llm.finish_weight_update())
+        except DeadlineExceeded:
+            raise
+        except Exception as error:
+            raise WeightSyncError(f"the {part} of version {version} was not taken: {error!r}") from error
+
+    async def _phase(self, waited_for: str, work: Awaitable[Any]) -> Any:
+        started = time.perf_counter()
+        async with _deadline(self.settings.deadline_seconds, f"engine {self.settings.index} {waited_for}"):
+            result = await work
+        self._phases[waited_for] = time.perf_counter() - started
+        return result
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Natural-log probability of each token given those before it, from the second on: a sync is checked by it."""
@@ -225,12 +295,6 @@ class Engine:
         self.version = version
 
 
-def _init_request() -> Any:
-    from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
-    return WeightTransferInitRequest(init_info={})
-
-
 class _deadline:  # noqa: N801 - reads as a statement
     """`asyncio.timeout` whose error says what was waited for."""
 
@@ -246,19 +310,3 @@ class _deadline:  # noqa: N801 - reads as a statement
             await self._timeout.__aexit__(*details)
         except TimeoutError:
             raise DeadlineExceeded(self._waited_for, self._seconds) from None
-
-
-class _SharedMemory:
-    """Bytes in anonymous memory that another process of this machine opens by path. Freed when we die, however."""
-
-    def __init__(self, weights: PackedWeights) -> None:
-        self._weights = weights
-
-    def __enter__(self) -> str:
-        self._file = os.memfd_create("rlvr-weights")
-        with open(self._file, "wb", closefd=False) as file:
-            file.write(self._weights.buffer.data)
-        return f"/proc/{os.getpid()}/fd/{self._file}"
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)

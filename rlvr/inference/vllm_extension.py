@@ -1,7 +1,8 @@
 """What rlvr adds to a vLLM worker process. vLLM imports this module there, as the engine's `worker_extension_cls`.
 
-Importing it registers the weight-transfer backend `rlvr_memory`, makes drafts obey a request's seed, and cures two
-defects of vLLM's CPU path.
+Importing it registers the weight-transfer backends, makes drafts obey a request's seed, and cures two defects of vLLM's
+CPU path. The backends are vLLM's own for NCCL and CUDA IPC and one through shared memory for the CPU; all three note
+what they loaded, so that an update can be checked.
 
 vLLM 0.32.0 on the CPU samples wrongly when it drafts: `cpu_triton_utils._expand_kernel_impl` fills an int64 *copy* of
 its output and never copies back, so `expand_batch_to_tokens` returns uninitialised temperatures, top-p and top-k
@@ -14,11 +15,11 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import vllm
 from vllm.distributed.weight_transfer.base import (
@@ -27,6 +28,8 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
@@ -34,11 +37,50 @@ from vllm.v1.sample import rejection_sampler
 from vllm.v1.spec_decode import llm_base_proposer
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from rlvr.inference.engine import Transport, backend_name
 from rlvr.inference.orphans import end_with_owner
-from rlvr.weights import Entry, checksums, unpack
+from rlvr.weights import Entry, Part, checksum, digest, unpack
 
-BACKEND = "rlvr_memory"
 _BROKEN_ON_CPU = ("0.32.0",)
+
+
+class _Recorder:
+    """A model whose `load_weights` notes the digest of every tensor before it passes it on."""
+
+    def __init__(self, model: Any, digests: list[tuple[str, torch.Tensor]]) -> None:
+        self._model, self._digests = model, digests
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+        loaded = list(weights)
+        self._digests += [(name, digest(tensor)) for name, tensor in loaded]
+        return self._model.load_weights(loaded)
+
+
+class _Recording:
+    """Mixed in before a weight-transfer engine: what the last update of each part brought."""
+
+    model: Any
+    _default_model: Any
+    digests: dict[Part, list[tuple[str, torch.Tensor]]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.digests = {"policy": [], "draft": []}
+
+    def start_weight_update(self) -> None:
+        part: Part = "policy" if self.model is self._default_model else "draft"
+        self.digests[part] = []
+        if part == "policy":  # with which an update begins
+            self.digests["draft"] = []
+        super().start_weight_update()  # type: ignore[misc]
+
+    def receive_weights(self, update_info: Any) -> None:
+        model = self.model
+        self.model = _Recorder(model, self.digests["policy" if model is self._default_model else "draft"])
+        try:
+            super().receive_weights(update_info)  # type: ignore[misc]
+        finally:
+            self.model = model
 
 
 @dataclass
@@ -49,12 +91,11 @@ class MemoryUpdateInfo(WeightTransferUpdateInfo):
     manifest: list[list[Any]]
 
 
-class MemoryTransferEngine(WeightTransferEngine[WeightTransferInitInfo, MemoryUpdateInfo]):
+class _MemoryTransferEngine(WeightTransferEngine[WeightTransferInitInfo, MemoryUpdateInfo]):
     """Loads packed weights out of shared memory into whichever model the session targets, policy or draft."""
 
     init_info_cls = WeightTransferInitInfo
     update_info_cls = MemoryUpdateInfo
-    last_checksums: tuple[int, int] = (0, 0)
 
     def init_transfer_engine(self, init_info: WeightTransferInitInfo) -> None:
         """Nothing to shake hands about: the memory is named in every update."""
@@ -72,21 +113,39 @@ class MemoryTransferEngine(WeightTransferEngine[WeightTransferInitInfo, MemoryUp
         ]
         with Path(update_info.path).open("rb") as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        buffer = torch.frombuffer(memory, dtype=torch.uint8)
-        self.last_checksums = checksums(manifest, np.frombuffer(memory, dtype=np.uint8))
         with disable_mtp_completeness_check():
-            self.model.load_weights(unpack(manifest, buffer))
+            self.model.load_weights(unpack(manifest, torch.frombuffer(memory, dtype=torch.uint8)))
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
+
+
+class MemoryTransferEngine(_Recording, _MemoryTransferEngine):
+    """Through the memory of this machine."""
+
+
+class NcclTransferEngine(_Recording, NCCLWeightTransferEngine):
+    """vLLM's own, between GPUs."""
+
+
+class IpcTransferEngine(_Recording, IPCWeightTransferEngine):
+    """vLLM's own, within a GPU."""
+
+
+_BACKENDS: dict[Transport, type[WeightTransferEngine[Any, Any]]] = {
+    "memory": MemoryTransferEngine,
+    "nccl": NcclTransferEngine,
+    "ipc": IpcTransferEngine,
+}
 
 
 class WorkerExtension:
     """Methods that vLLM mixes into its worker; `collective_rpc` reaches them by name."""
 
     def rlvr_checksums(self) -> tuple[int, int]:
-        """CRC-32 of policy and draft bytes that the last update read, as the worker process saw them."""
-        return self.weight_transfer_engine.last_checksums  # type: ignore[attr-defined, no-any-return]
+        """Of policy and draft as the last update brought them to this process (`rlvr.weights.Checksums`)."""
+        digests = self.weight_transfer_engine.digests  # type: ignore[attr-defined]
+        return checksum(digests["policy"]), checksum(digests["draft"])
 
     def rlvr_process_id(self) -> int:
         """So that a test can kill the process that holds the model."""
@@ -166,5 +225,6 @@ _seed_drafts()
 if current_platform.is_cpu() and vllm.__version__.split("+")[0] in _BROKEN_ON_CPU:
     _cure_cpu_sampling()
     _cure_cpu_rewinding()
-if BACKEND not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine(BACKEND, MemoryTransferEngine)
+for _transport, _backend in _BACKENDS.items():
+    if backend_name(_transport) not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(backend_name(_transport), _backend)

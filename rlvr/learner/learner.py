@@ -30,9 +30,11 @@ from rlvr.algorithms.loss import policy_loss
 from rlvr.config import RunConfig
 from rlvr.errors import ConfigError
 from rlvr.learner.checkpoint import load_state, save_state
+from rlvr.learner.metrics import summed_over_ranks
 from rlvr.learner.model import PolicyModel
+from rlvr.learner.publisher import IpcPublisher, MemoryPublisher, NcclPublisher, Publisher
 from rlvr.types import MicroBatch
-from rlvr.weights import PackedWeights, pack
+from rlvr.weights import Checksums, Weights, part_of
 
 GATHER_BYTES = 64 * 2**20
 # Below so many elements ZeRO-3 keeps a parameter whole on every rank: norms and biases, no matrix.
@@ -72,6 +74,8 @@ class Learner:
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         wanted = settings.dtype if settings.dtype != "auto" else "bfloat16" if self.device.type == "cuda" else "float32"
+        if self.device.type == "cuda" and config.colocated:  # so that a spike here does not take the engine's memory
+            torch.cuda.set_per_process_memory_fraction(settings.gpus_per_rank)
         self.dtype = torch.bfloat16 if wanted == "bfloat16" else torch.float32
         if self.dtype == torch.bfloat16 and settings.zero_stage == 0:
             raise ConfigError(
@@ -80,6 +84,7 @@ class Learner:
             )
         self.engine = self._start_deepspeed()
         self.model: PolicyModel = self.engine.module
+        self._publisher = self._make_publisher()
 
     def _start_deepspeed(self) -> Any:
         import deepspeed
@@ -94,22 +99,43 @@ class Learner:
         ds_config = self._deepspeed_config()
         # While this object lives, transformers loads weights straight into ZeRO-3's partitions. Bare zero.Init would
         # leave them wrongly initialised, silently.
-        partitioned_loading = HfDeepSpeedConfig(ds_config) if self.config.learner.zero_stage == 3 else None
+        settings = self.config.learner
+        partitioned_loading = HfDeepSpeedConfig(ds_config) if settings.zero_stage == 3 else None
         model = PolicyModel.load(
-            self.model_folder, dtype=self.dtype, gradient_checkpointing=self.config.learner.gradient_checkpointing
-        ).train()
+            self.model_folder, dtype=self.dtype, gradient_checkpointing=settings.gradient_checkpointing
+        )
+        model.train()
         del partitioned_loading
         optimizer = torch.optim.AdamW(
             self._parameter_groups(model),
-            betas=self.config.learner.betas,
-            weight_decay=self.config.learner.weight_decay,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=self.device.type == "cuda",
         )
+        if settings.compile if settings.compile != "auto" else self.device.type == "cuda" and settings.zero_stage < 3:
+            model.compile_layers()
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         for name, buffer in model.named_buffers():
             # DeepSpeed casts buffers with the weights, but rotary frequencies must stay float32.
             buffer.data = buffers[name].to(buffer.device)
         return engine
+
+    def _make_publisher(self) -> Publisher:
+        drafts = self.config.inference.num_draft_tokens > 0
+        sent = [(name, weight) for name, weight in self.model.named_weights() if drafts or part_of(name) == "policy"]
+
+        def stream() -> Iterator[tuple[str, Tensor]]:
+            return self._stream(sent)
+
+        match self.config.transport:
+            case "memory":
+                return MemoryPublisher(sent, stream, rank=self.rank)
+            case "ipc":
+                return IpcPublisher(sent, stream, rank=self.rank)
+            case "nccl":
+                partitioned = self.config.learner.zero_stage == 3
+                return NcclPublisher(sent, stream, rank=self.rank, partitioned=partitioned)
 
     def _deepspeed_config(self) -> dict[str, Any]:
         return {
@@ -162,10 +188,14 @@ class Learner:
                     merge = torch.maximum if name.endswith("_max") else torch.add
                     totals[name] = merge(totals[name], value) if name in totals else value
             norms.append(self._clip_gradients())
+            self._publisher.wait(self.config.run.deadline_seconds)
             self._set_learning_rates()
             self.engine.step()
             self.num_updates += 1
-        metrics = self._metrics(totals, time.perf_counter() - start)
+        metrics = summed_over_ranks(totals, mtp=self.config.learner.mtp.train) | {
+            "learner/learning_rate": self.engine.optimizer.param_groups[0]["lr"],
+            "learner/step_seconds": time.perf_counter() - start,
+        }
         return metrics | {name: sum(each[name] for each in norms) / len(norms) for name in norms[0]}
 
     def _backward(self, batch: MicroBatch, proximal: Tensor | None, num_loss_tokens: int) -> dict[str, Tensor]:
@@ -223,36 +253,6 @@ class Learner:
         for group, rate in zip(self.engine.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate * factor
 
-    def _metrics(self, totals: dict[str, Tensor], seconds: float) -> dict[str, float]:
-        sums = {name: value for name, value in totals.items() if not name.endswith("_max")}
-        summed = torch.stack([value.double() for value in sums.values()])
-        dist.all_reduce(summed)
-        largest = totals["logprob_diff_max"].clone()
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        total = dict(zip(sums, summed.tolist(), strict=True))
-        tokens = max(1.0, total["num_loss_tokens"])
-        predicted = max(1.0, total["mtp_count"])
-        metrics = {
-            "loss/policy": total["loss"] / tokens,
-            "policy/entropy": total["entropy"] / tokens,
-            "policy/clip_fraction": total["clipped"] / tokens,
-            "importance/masked_fraction": total["importance_masked"] / tokens,
-            "importance/logprob_diff/mean": total["logprob_diff"] / tokens,
-            "importance/logprob_diff/mean_abs": total["logprob_diff_abs"] / tokens,
-            "importance/logprob_diff/max": float(largest),
-            "learner/learning_rate": self.engine.optimizer.param_groups[0]["lr"],
-            "learner/num_loss_tokens": total["num_loss_tokens"],
-            "learner/num_tokens": total["num_tokens"],
-            "learner/step_seconds": seconds,
-        }
-        if self.config.learner.mtp.train:
-            metrics |= {
-                "mtp/loss": total["mtp_loss"] / predicted,
-                "mtp/top1_agreement": total["mtp_top1"] / predicted,
-                "mtp/expected_acceptance": total["mtp_acceptance"] / predicted,
-            }
-        return metrics
-
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probability of each token given those before it, at temperature 1; 0.0 for the first."""
         length = len(token_ids)
@@ -270,10 +270,17 @@ class Learner:
             values: list[float] = self.engine(batch.to(self.device), 1.0).logprobs.tolist()
         return values
 
-    def weights(self, version: int) -> PackedWeights | None:
-        """On rank 0 a copy of all weights in the training dtype, labelled `version`; `None` on the other ranks."""
-        tensors = list(self._full_weights())
-        return pack(version, tensors) if self.rank == 0 else None
+    def connect(self, master_addr: str, master_port: int, num_engines: int) -> None:
+        """Open this end of the weight transfer; NCCL waits here until every engine has come."""
+        self._publisher.connect(master_addr=master_addr, master_port=master_port, num_engines=num_engines)
+
+    def weights(self, version: int) -> Weights | None:
+        """On rank 0 what the engines need in order to take the weights as they are now, labelled `version`."""
+        return self._publisher.offer(version)
+
+    def send(self) -> Checksums | None:
+        """Let the weights of the last `weights` go; on rank 0 their checksums. Transfers may still be under way."""
+        return self._publisher.send()
 
     def export(self, folder: str | Path) -> None:
         """Write a Hugging Face checkpoint that vLLM loads, MTP layer and tokenizer included. Rank 0 writes."""
@@ -284,10 +291,16 @@ class Learner:
 
     def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Copies in main memory, on rank 0; nothing on the others, which must exhaust it all the same (ZeRO-3)."""
-        for bucket in _buckets(self.model.named_weights(), GATHER_BYTES):
+        for name, tensor in self._stream(list(self.model.named_weights())):
+            if self.rank == 0:
+                yield name, tensor.to("cpu", copy=True).contiguous()
+
+    def _stream(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+        """Whole weights where they lie, on every rank; under ZeRO-3 gathered, one bucket after the other."""
+        for bucket in _buckets(parameters, GATHER_BYTES):
             with self._gathered([parameter for _, parameter in bucket]):
-                for name, parameter in bucket if self.rank == 0 else ():
-                    yield name, parameter.detach().to("cpu", copy=True).contiguous()
+                for name, parameter in bucket:
+                    yield name, parameter.detach()
 
     def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         if self.config.learner.zero_stage < 3:
@@ -343,7 +356,7 @@ def clip_apart(groups: Sequence[Sequence[Tensor]], limits: Sequence[float], part
     `partitioned`: each rank holds a share of every gradient, so squares are added up over ranks.
     """
     device = groups[0][0].device
-    squares = [torch.stack([gradient.double().square().sum() for gradient in group]).sum() for group in groups]
+    squares = [torch.stack([_sum_of_squares(gradient) for gradient in group]).sum() for group in groups]
     totals = torch.stack(squares).to(device)
     if partitioned:
         dist.all_reduce(totals)
@@ -353,6 +366,11 @@ def clip_apart(groups: Sequence[Sequence[Tensor]], limits: Sequence[float], part
             for gradient in group:
                 gradient.mul_(limit / norm)
     return norms
+
+
+def _sum_of_squares(gradient: Tensor) -> Tensor:
+    """In float64, piece by piece: a copy of a whole partition would be the largest tensor of the run."""
+    return torch.stack([piece.double().square().sum() for piece in torch.split(gradient.flatten(), 2**24)]).sum()
 
 
 def _buckets(weights: Iterable[tuple[str, nn.Parameter]], max_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,8 @@ from rlvr.learner.attention import IMPLEMENTATION, Packing
 from rlvr.learner.mtp import CHECKPOINT_PREFIX, MtpLayer
 from rlvr.types import MicroBatch
 
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 4096
+_BLOCK = 128
 # Beside weights and config.json, what a checkpoint folder needs to be tokenized with and sampled from.
 COMPANION_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*tokens*.json", "chat_template*", "generation_config.json")
 
@@ -121,6 +123,16 @@ class PolicyModel(nn.Module):
             mtp_acceptance=mtp_acceptance,
         )
 
+    def compile_layers(self) -> None:
+        """Fuse what lies between a layer's matrix products, by torch.compile; any number of tokens runs the same code.
+
+        Not under ZeRO-3, whose gathering hooks it cannot see through.
+        """
+        for layer in self.policy.base_model.layers:
+            layer.compile(dynamic=True)
+        if self.mtp is not None:
+            self.mtp.compile(dynamic=True)
+
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Name as in a checkpoint, and parameter: first the policy's, then the MTP layer's. A tied head is left out."""
         yield from self.policy.named_parameters()
@@ -181,9 +193,13 @@ class TokenScores(nn.Module):
 
 
 class _TokenScores(torch.autograd.Function):
-    """Forward chunk by chunk, and again in backward, where the gradient of each chunk has a closed form:
+    """Chunk by chunk; the gradient with respect to each chunk's logits has a closed form:
 
     d logprob(y) / d logits = onehot(y) - p,    d cross_entropy(q) / d logits = p_draft - q    (p = softmax(logits))
+
+    A row's gradient is that times a number which backward brings. Where only rows want gradients (drafts: the head is
+    not theirs to move) forward goes all the way and backward multiplies; the policy's logits are made a second time,
+    since the head's gradient mixes rows.
     """
 
     @staticmethod
@@ -191,21 +207,23 @@ class _TokenScores(torch.autograd.Function):
         ctx: Any, hidden: Tensor, drafts: Tensor | None, weight: Tensor, tokens: Tensor, temperature: float, top_k: int
     ) -> tuple[Tensor, ...]:
         out = torch.zeros(5, len(tokens), dtype=torch.float32, device=hidden.device)
-        top_k = min(top_k, weight.shape[0])
-        top_ids = tokens.new_zeros(len(tokens), top_k)
-        top_probs = out.new_zeros(len(tokens), top_k)
+        norms = torch.zeros_like(out[0])  # log of the softmax's denominator
+        draft_slopes = torch.zeros_like(drafts) if drafts is not None and ctx.needs_input_grad[1] else None
         for rows in _chunks(len(tokens)):
-            logp = _log_softmax(hidden[rows], weight, temperature)
-            out[0, rows] = logp.gather(1, tokens[rows, None])[:, 0]
-            out[1, rows] = -(logp.exp() * logp).sum(1)
+            logits = hidden[rows] @ weight.t()
+            out[0, rows], out[1, rows], norms[rows] = _run(_score, logits, tokens[rows], temperature)
             if drafts is not None:
-                draft_logp = _log_softmax(drafts[rows], weight, temperature)
-                values, top_ids[rows] = logp.topk(top_k, dim=1)
-                top_probs[rows] = values.softmax(1)
-                out[2, rows] = -(top_probs[rows] * draft_logp.gather(1, top_ids[rows])).sum(1)
-                out[3, rows] = (draft_logp.argmax(1) == top_ids[rows, 0]).float()
-                out[4, rows] = torch.minimum(draft_logp, logp).exp().sum(1)
-        ctx.save_for_backward(hidden, drafts, weight, tokens, top_ids, top_probs)
+                values, top_ids = top(logits, min(top_k, weight.shape[0]))
+                top_probs = (values.float() / temperature).softmax(1)
+                draft_logits = drafts[rows] @ weight.t()
+                out[2, rows], out[3, rows], out[4, rows], draft_norms = _run(
+                    _score_drafts, draft_logits, logits, norms[rows], top_ids, top_probs, temperature
+                )
+                if draft_slopes is not None:
+                    minus = -torch.ones_like(draft_norms)
+                    slope = _run(_slope, draft_logits, draft_norms, top_ids, top_probs, minus, temperature)
+                    draft_slopes[rows] = slope @ weight
+        ctx.save_for_backward(hidden, draft_slopes, weight, tokens, norms)
         ctx.temperature = temperature
         logprobs, entropy, mtp_loss, top1, acceptance = out.unbind()
         ctx.mark_non_differentiable(entropy, top1, acceptance)
@@ -213,28 +231,87 @@ class _TokenScores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: Tensor, _e: Tensor, grad_loss: Tensor, _t: Tensor, _a: Tensor) -> Any:
-        hidden, drafts, weight, tokens, top_ids, top_probs = ctx.saved_tensors
-        for_hidden = torch.zeros_like(hidden)
-        for_drafts = torch.zeros_like(drafts) if drafts is not None and ctx.needs_input_grad[1] else None
+        hidden, draft_slopes, weight, tokens, norms = ctx.saved_tensors
+        for_drafts = draft_slopes * grad_loss[:, None].to(draft_slopes.dtype) if draft_slopes is not None else None
+        for_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         for_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        for rows in _chunks(len(tokens)):
-            slope = -_log_softmax(hidden[rows], weight, ctx.temperature).exp()
-            slope.scatter_add_(1, tokens[rows, None], torch.ones_like(slope[:, :1]))
-            slope *= grad_logprobs[rows, None] / ctx.temperature
-            for_hidden[rows] = slope.to(hidden.dtype) @ weight
+        for rows in _chunks(len(tokens) if for_hidden is not None or for_weight is not None else 0):
+            one = norms.new_ones(len(tokens[rows]), 1)
+            slope = _run(
+                _slope, hidden[rows] @ weight.t(), norms[rows], tokens[rows, None], one, grad_logprobs[rows],
+                ctx.temperature,
+            )  # fmt: skip
+            if for_hidden is not None:
+                for_hidden[rows] = slope @ weight
             if for_weight is not None:
-                for_weight += slope.to(hidden.dtype).t() @ hidden[rows]
-            if for_drafts is not None:
-                slope = _log_softmax(drafts[rows], weight, ctx.temperature).exp()
-                slope.scatter_add_(1, top_ids[rows], -top_probs[rows])
-                slope *= grad_loss[rows, None] / ctx.temperature
-                for_drafts[rows] = slope.to(drafts.dtype) @ weight
+                for_weight += slope.t() @ hidden[rows]
         return for_hidden, for_drafts, for_weight if for_weight is None else for_weight.to(weight.dtype), *[None] * 3
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    logits = (hidden @ weight.t()).float()
-    return (logits / temperature).log_softmax(1)
+def top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As `logits.topk(k, dim=1)`, in one pass over a large vocabulary.
+
+    The `k` largest lie in the `k` blocks with the largest maxima; a GPU sorts these few fast, and a whole row slowly.
+    """
+    num_blocks = logits.shape[1] // _BLOCK
+    if num_blocks < 4 * k or logits.shape[1] % _BLOCK:
+        return logits.topk(k, dim=1)
+    blocks = logits.view(len(logits), num_blocks, _BLOCK)
+    chosen = _run(_maxima, blocks).topk(k, dim=1).indices
+    candidates = blocks.gather(1, chosen[:, :, None].expand(-1, -1, _BLOCK)).flatten(1)
+    values, places = candidates.topk(k, dim=1)
+    return values, chosen.gather(1, places // _BLOCK) * _BLOCK + places % _BLOCK
+
+
+def _maxima(blocks: Tensor) -> Tensor:
+    return blocks.amax(2)
+
+
+def _score(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of `tokens`, entropy, and log of the softmax's denominator; float32 [rows]."""
+    scaled = logits.float() / temperature
+    norm = scaled.logsumexp(1)
+    entropy = norm - ((scaled - norm[:, None]).exp() * scaled).sum(1)
+    return scaled.gather(1, tokens[:, None])[:, 0] - norm, entropy, norm
+
+
+def _score_drafts(
+    drafts: Tensor, logits: Tensor, norm: Tensor, top_ids: Tensor, top_probs: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cross-entropy to the top, whether the favourites agree, sum of the smaller probabilities, log-denominator."""
+    scaled = drafts.float() / temperature
+    draft_norm = scaled.logsumexp(1)
+    draft_logp = scaled - draft_norm[:, None]
+    logp = logits.float() / temperature - norm[:, None]
+    loss = -(top_probs * draft_logp.gather(1, top_ids)).sum(1)
+    agrees = (draft_logp.argmax(1) == top_ids[:, 0]).float()
+    return loss, agrees, torch.minimum(draft_logp, logp).exp().sum(1), draft_norm
+
+
+def _slope(logits: Tensor, norm: Tensor, ids: Tensor, probs: Tensor, factor: Tensor, temperature: float) -> Tensor:
+    """`factor * (q - p) / temperature` in the dtype of `logits`, where q has `probs` at `ids`, and p is the softmax.
+
+    At `ids` the difference is taken in float32: where p is nearly q, half precision would leave nothing of it.
+    """
+    scale = factor[:, None] / temperature
+    there = probs - (logits.gather(1, ids).float() / temperature - norm[:, None]).exp()
+    everywhere = -(logits.float() / temperature - norm[:, None]).exp() * scale
+    return everywhere.to(logits.dtype).scatter(1, ids, (there * scale).to(logits.dtype))
+
+
+def _run(function: Callable[..., Any], logits: Tensor, *arguments: Any) -> Any:
+    """On a GPU fused into few passes over the logits, by torch.compile; as it stands elsewhere."""
+    if not logits.is_cuda:
+        return function(logits, *arguments)
+    for tensor in (logits, *arguments):
+        if isinstance(tensor, Tensor):  # the number of rows varies; a vocabulary of known size makes simpler indices
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return _compiled(function)(logits, *arguments)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
 
 
 def _chunks(num_rows: int) -> Iterator[slice]:

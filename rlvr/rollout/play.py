@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from typing import Any, Literal, TypeVar
 
 from rlvr.interfaces import Environment, Sampler
@@ -35,8 +36,12 @@ async def play(
     max_model_len: int,
     temperature: float,
     seed: int,
+    threads: Executor | None = None,
 ) -> Episode:
-    """Play and judge one episode. `environment` is this episode's own. Raises only what `sampler` raises."""
+    """Play and judge one episode. `environment` is this episode's own, and called in `threads` (default: the loop's).
+
+    Raises only what `sampler` raises.
+    """
     started = time.perf_counter()
     timings = {"sample": 0.0, "environment": 0.0, "verify": 0.0}
     turns: list[Turn] = []
@@ -48,7 +53,7 @@ async def play(
         limit = asyncio.timeout(None if task.budget.seconds is None else task.budget.seconds - (begin - started))
         try:
             async with limit:
-                result = await asyncio.to_thread(_call, function, *args)
+                result = await asyncio.get_running_loop().run_in_executor(threads, _call, function, *args)
                 if inspect.isawaitable(result):
                     result = await result
             if not isinstance(result, kind):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,11 @@ class Order:
     seed: int
 
 
+# The loop's own pool has four more than there are cores: slow verifiers, sandboxes and remote environments, which wait
+# more than they compute, would queue there while their episodes' time runs.
+NUM_THREADS = 64
+
+
 class RolloutWorker:
     """Owns the environments' shared state, from `setup` to `close`."""
 
@@ -44,6 +50,7 @@ class RolloutWorker:
         self._max_model_len = max_model_len
         made = [make_environment(name, settings) for name, settings in environments]
         self._shared = {environment.name: environment for environment in made}
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="environment")
         for environment in self._shared.values():
             environment.setup()
 
@@ -60,6 +67,7 @@ class RolloutWorker:
                     max_model_len=self._max_model_len,
                     temperature=order.temperature,
                     seed=order.seed,
+                    threads=self._threads,
                 )
                 for index in range(order.group_size)
             )
@@ -70,6 +78,7 @@ class RolloutWorker:
         """End what `setup` began."""
         for environment in self._shared.values():
             await asyncio.to_thread(environment.close)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _single_use(self, name: str) -> Environment:
         # A shallow copy: an object of its own, with what `setup` made still shared.

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -16,7 +17,7 @@ from rlvr.diagnostics import exactness
 from rlvr.inference.engine import Engine, EngineSettings, environment_variables
 from rlvr.learner.model import PolicyModel
 from rlvr.types import Completion, SamplingParams
-from rlvr.weights import pack
+from rlvr.weights import PackedWeights, pack
 from tests.tiny import write_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
@@ -46,6 +47,8 @@ async def engine(folders: dict[int, Path], request: pytest.FixtureRequest) -> As
             max_num_batched_tokens=2048,
             kv_cache_bytes=2**27,
             gpu_memory_utilization=0.5,
+            draft_schedule=(),
+            transport="memory",
             seed=0,
             deadline_seconds=300,
         )
@@ -153,6 +156,30 @@ async def test_an_update_reaches_policy_and_draft_while_a_request_is_in_flight(
         logp = hugging_face(folders[1])(torch.tensor([ids])).logits[0].log_softmax(-1)
     expected = [float(logp[position, token]) for position, token in enumerate(ids[1:])]
     assert await engine.logprobs(ids) == pytest.approx(expected, abs=1e-4)
+
+
+class TornOnce(PackedWeights):
+    """The first time it is read, a tensor in the middle is not there."""
+
+    def offer(self) -> Any:
+        READS.append(self.version)
+        end = len(self.buffer) if len(READS) > 1 else len(self.buffer) // 2
+        return PackedWeights(version=self.version, manifest=self.manifest, buffer=self.buffer[:end]).offer()
+
+
+READS: list[int] = []
+
+
+async def test_a_transfer_that_broke_off_is_taken_again_whole(engine: Engine, folders: dict[int, Path]) -> None:
+    await publish(engine, folders[0], version=14)
+    READS.clear()
+    packed = pack(15, PolicyModel.load(folders[1], dtype=torch.float32).named_weights())
+    report = await engine.update(TornOnce(version=15, manifest=packed.manifest, buffer=packed.buffer))
+    assert READS == [15, 15]
+    assert report.checksums == packed.checksums()
+    (completion,) = await sample(engine, 1, seed=3)
+    found = exactness(hugging_face(folders[1]), [(PROMPT, completion)], temperature=1.0)
+    assert found.max_logprob_error < 1e-3
 
 
 async def test_a_new_request_does_not_meet_cached_keys_of_old_weights(engine: Engine, folders: dict[int, Path]) -> None:

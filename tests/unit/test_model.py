@@ -108,6 +108,15 @@ def test_gradient_of_the_policy_equals_autograd_through_full_logits(
         )
 
 
+@pytest.mark.parametrize("vocabulary", [100, 128 * 64, 128 * 70, 9001])
+def test_the_top_of_a_vocabulary_is_topks_whatever_its_size(vocabulary: int) -> None:
+    logits = torch.randn(37, vocabulary, generator=torch.Generator().manual_seed(vocabulary))
+    values, ids = model_module.top(logits, 16)
+    expected = logits.topk(16, dim=1)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(ids, expected.indices)
+
+
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     model, batch = tiny_policy(), micro_batch()
     model.save(tmp_path)

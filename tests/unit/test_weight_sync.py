@@ -46,7 +46,11 @@ class FakeEngine:
             raise self._error
         self.updated = True
         return UpdateReport(
-            version=4, checksums=self._checksums, paused_seconds=self._seconds[0], total_seconds=self._seconds[1]
+            version=4,
+            checksums=self._checksums,
+            paused_seconds=self._seconds[0],
+            total_seconds=self._seconds[1],
+            phases={},
         )
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
@@ -58,7 +62,9 @@ class FakeEngine:
 async def run(*engines: FakeEngine) -> SyncReport:
     probe: asyncio.Future[Probe] = asyncio.get_running_loop().create_future()
     probe.set_result(PROBE)
-    return await publish(4, PUBLISHED, engines, probe)
+    sent: asyncio.Future[Checksums] = asyncio.get_running_loop().create_future()
+    sent.set_result(PUBLISHED)
+    return await publish(4, sent, engines, probe)
 
 
 async def test_a_sync_reports_the_worst_over_all_engines() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlvr.weights import DRAFT_PREFIX, PackedWeights, checksums, pack, unpack
+from rlvr.weights import DRAFT_PREFIX, PackedWeights, pack, unpack
 
 DRAFT = f"{DRAFT_PREFIX}0.norm.weight"
 
@@ -131,4 +131,4 @@ def test_padding_does_not_count() -> None:
     other = packed.buffer.copy()
     other[~covered] = 255
     assert not covered.all()
-    assert checksums(packed.manifest, other) == packed.checksums()
+    assert PackedWeights(version=0, manifest=packed.manifest, buffer=other).checksums() == packed.checksums()

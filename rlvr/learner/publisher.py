@@ -1,0 +1,244 @@
+"""The learner's end of the weight sync: one class for each way that weights travel (`rlvr.weights`).
+
+Every rank has one, and calls its methods in the same order: under ZeRO-3 what is sent must first be gathered, which all
+ranks take part in. Version n is what the parameters hold when `offer` is called; `wait` returns once nothing reads them
+any more, and the optimizer steps only then.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlvr.errors import DeadlineExceeded, WeightSyncError
+from rlvr.weights import (
+    BroadcastWeights,
+    Checksums,
+    DeviceWeights,
+    Offer,
+    PackedWeights,
+    Part,
+    Weights,
+    checksum,
+    description,
+    digest,
+    pack,
+    part_of,
+)
+
+# Sent at once, and held twice while sending: a larger single tensor makes a bucket of its own.
+BROADCAST_BYTES = 512 * 2**20
+BROADCAST_BUFFERS = 2
+
+Stream = Callable[[], Iterator[tuple[str, Tensor]]]  # whole tensors, in place, one bucket at a time; a collective
+NamedParameters = Sequence[tuple[str, nn.Parameter]]
+
+
+class Publisher(ABC):
+    """What a learner rank does for one version after another."""
+
+    def __init__(self, parameters: NamedParameters, stream: Stream, *, rank: int) -> None:
+        """`stream` yields `parameters` whole and in order, on every rank."""
+        self.parameters = parameters
+        self.stream = stream
+        self.rank = rank
+
+    def connect(self, *, master_addr: str, master_port: int, num_engines: int) -> None:  # noqa: B027 - most need not
+        """Meet the engines, where they must be met; blocks until all are there."""
+
+    @abstractmethod
+    def offer(self, version: int) -> Weights | None:
+        """What the engines are told, on rank 0."""
+
+    @abstractmethod
+    def send(self) -> Checksums | None:
+        """Let the offered version go, and say on rank 0 what it was."""
+
+    def wait(self, seconds: float) -> None:  # noqa: B027 - most have nothing under way
+        """Until the parameters may change. Raises `DeadlineExceeded` and what broke the transfer."""
+
+
+class MemoryPublisher(Publisher):
+    """A copy in host memory."""
+
+    _packed: PackedWeights | None = None
+
+    def offer(self, version: int) -> PackedWeights | None:
+        # On the other ranks the stream is run for its gathering alone.
+        tensors = ((name, tensor) for name, tensor in self.stream())
+        if self.rank == 0:
+            self._packed = pack(version, tensors)
+        else:
+            for _ in tensors:
+                pass
+        return self._packed
+
+    def send(self) -> Checksums | None:
+        packed, self._packed = self._packed, None
+        return packed.checksums() if packed else None
+
+
+class IpcPublisher(Publisher):
+    """A copy in the memory of each rank's own GPU, which the engine beside it reads through a CUDA IPC handle.
+
+    The copy is what lets the next step go on while engines still load. Every version is written into the same buffers;
+    the controller publishes one only when the one before is live.
+    """
+
+    _buffers: dict[Part, Tensor] | None = None
+    _checksums: Checksums | None = None
+
+    def offer(self, version: int) -> DeviceWeights | None:
+        export: Any = import_module("torch.multiprocessing.reductions").reduce_tensor  # untyped
+
+        if self._buffers is None:
+            self._buffers = {part: self._new_buffer(entries) for part, entries in _by_part(self.parameters).items()}
+        ends = dict.fromkeys(self._buffers, 0)
+        digests: dict[Part, list[tuple[str, Tensor]]] = {"policy": [], "draft": []}
+        for name, tensor in self.stream():
+            part = part_of(name)
+            flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+            self._buffers[part][ends[part] : ends[part] + len(flat)].copy_(flat)
+            ends[part] += len(flat)
+            digests[part].append((name, digest(tensor)))
+        self._checksums = Checksums(checksum(digests["policy"]), checksum(digests["draft"]))
+        torch.cuda.synchronize()
+        gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+        infos: Offer = {}
+        for part, parameters in _by_part(self.parameters).items():
+            handles: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(handles, {gpu: export(self._buffers[part])[1]})
+            infos[part] = {
+                **_described(parameters),
+                "ipc_handles": {key: value for each in handles for key, value in each.items()},
+                "tensor_sizes": [_num_bytes(parameter) for _, parameter in parameters],
+            }
+        return DeviceWeights(version=version, infos=infos) if self.rank == 0 else None
+
+    def send(self) -> Checksums | None:
+        return self._checksums if self.rank == 0 else None
+
+    def _new_buffer(self, parameters: NamedParameters) -> Tensor:
+        size = sum(_num_bytes(parameter) for _, parameter in parameters)
+        return torch.empty(size, dtype=torch.uint8, device="cuda")
+
+
+class NcclPublisher(Publisher):
+    """Rank 0 broadcasts to all engines at once, out of the parameters themselves, bucket by bucket.
+
+    Where they lie whole (ZeRO 0 to 2) a thread sends, on streams of its own, under the next step's forward and backward
+    passes. Under ZeRO-3 each bucket must be gathered, in step with the other ranks, so the next step waits.
+    """
+
+    def __init__(self, parameters: NamedParameters, stream: Stream, *, rank: int, partitioned: bool) -> None:
+        super().__init__(parameters, stream, rank=rank)
+        self._partitioned = partitioned
+        self._group: Any = None
+        self._sending: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def connect(self, *, master_addr: str, master_port: int, num_engines: int) -> None:
+        if self.rank == 0:
+            from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
+
+            self._group = stateless_init_process_group(
+                master_addr, master_port, 0, 1 + num_engines, torch.cuda.current_device()
+            )
+
+    def offer(self, version: int) -> BroadcastWeights | None:
+        infos: Offer = {part: _described(parameters) for part, parameters in _by_part(self.parameters).items()}
+        return BroadcastWeights(version=version, infos=infos) if self.rank == 0 else None
+
+    def send(self) -> Checksums | None:
+        digests: dict[Part, list[tuple[str, Tensor]]] = {"policy": [], "draft": []}
+
+        def noting() -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in self.stream():
+                digests[part_of(name)].append((name, digest(tensor)))
+                yield name, tensor
+
+        if self._partitioned:
+            self._broadcast(noting())
+        elif self.rank == 0:
+            for _ in noting():
+                pass
+            torch.cuda.synchronize()  # what the last step wrote must be there for streams that did not see it happen
+            self._sending = threading.Thread(target=self._send_aside, name="weight-sync", daemon=True)
+            self._sending.start()
+        return Checksums(checksum(digests["policy"]), checksum(digests["draft"])) if self.rank == 0 else None
+
+    def wait(self, seconds: float) -> None:
+        if self._sending is None:
+            return
+        self._sending.join(seconds)
+        if self._sending.is_alive():
+            raise DeadlineExceeded("the engines to receive what the learner sends", seconds)
+        self._sending = None
+        if self._error is not None:
+            raise WeightSyncError(f"the learner could not send its weights: {self._error!r}") from self._error
+
+    def _send_aside(self) -> None:
+        try:
+            self._broadcast(self.stream())
+        except Exception as error:
+            self._error = error
+
+    def _broadcast(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        if self.rank > 0:
+            for _ in tensors:
+                pass
+            return
+        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
+
+        # An engine cuts buckets by its own list, so policy and draft never share one.
+        counts = [len(parameters) for parameters in _by_part(self.parameters).values()]
+        for count in counts:
+            packed_nccl_broadcast_producer(
+                iterator=(next(tensors) for _ in range(count)),
+                group=self._group,
+                src=0,
+                post_iter_func=lambda item: item[1].detach(),
+                buffer_size_bytes=BROADCAST_BYTES,
+                num_buffers=BROADCAST_BUFFERS,
+            )
+        next(tensors, None)  # ends the last gathering
+
+
+def nccl_init_info(*, master_addr: str, master_port: int, num_engines: int, index: int) -> dict[str, Any]:
+    """What engine `index` is told for meeting `NcclPublisher.connect`."""
+    return {
+        "master_address": master_addr,
+        "master_port": master_port,
+        "rank_offset": 1 + index,
+        "world_size": 1 + num_engines,
+        "packed": True,
+        "packed_buffer_size_bytes": BROADCAST_BYTES,
+        "packed_num_buffers": BROADCAST_BUFFERS,
+    }
+
+
+def _by_part(parameters: NamedParameters) -> dict[Part, NamedParameters]:
+    parts: dict[Part, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in parameters:
+        parts.setdefault(part_of(name), []).append((name, parameter))
+    return dict(parts)
+
+
+def _described(parameters: NamedParameters) -> dict[str, list[Any]]:
+    return description([(name, parameter.dtype, _shape(parameter)) for name, parameter in parameters])
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The whole one, also where ZeRO-3 holds a share."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _num_bytes(parameter: nn.Parameter) -> int:
+    return torch.Size(_shape(parameter)).numel() * parameter.element_size()

@@ -1,0 +1,58 @@
+"""Asynchronous against synchronous: the same run at several `max_staleness`, trained tokens/s and time to an accuracy.
+
+    scripts/bench/gpu_async.py configs/quickstart.toml --accuracy 0.85 --staleness 0 1 2 4 [section.key=value ...]
+
+Trained tokens/s counts prompt and completion tokens of all samples that a step learned from, over the time of the steps
+after the first five; the accuracy is the held-out one that the run measures on its way (`eval.every`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from gpu_common import device, report
+
+WARM_UP = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("settings", nargs="*")
+    parser.add_argument("--accuracy", type=float, required=True)
+    parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2, 4])
+    arguments = parser.parse_args()
+    first: float | None = None
+    for staleness in arguments.staleness:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [
+                sys.executable, "-m", "rlvr.cli", "train", arguments.config, f"run.folder={folder}", "run.name=run",
+                f"rollout.max_staleness={staleness}", *arguments.settings,
+            ]  # fmt: skip
+            subprocess.run(command, check=True)
+            lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+        steps, last = [line for line in lines if "staleness/max" in line], lines[-1]
+        counted = steps[WARM_UP:]
+        speed = sum(step["learner/num_tokens"] for step in counted) / sum(step["time/step_seconds"] for step in counted)
+        first = first or speed
+        elapsed, reached = 0.0, None
+        for step in steps:
+            elapsed += step["time/step_seconds"]
+            if reached is None and step.get("eval/accuracy", 0.0) >= arguments.accuracy:
+                reached = elapsed
+        report(
+            program="gpu_async", config=Path(arguments.config).name, settings=arguments.settings, staleness=staleness,
+            steps=len(steps), trained_tokens_per_second=speed, against_first=speed / first,
+            accuracy=arguments.accuracy, seconds_to_accuracy=reached, accuracy_after=last.get("eval/accuracy/after"),
+            learner_share=sum(step["learner/step_seconds"] for step in counted)
+            / sum(step["time/step_seconds"] for step in counted), device=device(),
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Weight sync as a run does it: learner ranks and an engine in their Ray actors, requests running meanwhile.
+
+    scripts/bench/gpu_sync.py 1.5b nccl|ipc|memory [--zero 2] [--rounds 6]
+
+Says, beside the rate at which this machine copies as many bytes over the same link: seconds that requests stood still,
+seconds for the whole update, GB/s of the latter, and whether checksums of policy and draft and the probe agree.
+`ipc` shares one GPU between learner and engine; `nccl` needs two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from typing import Any
+
+import ray
+import torch
+from gpu_common import SHAPES, device, num_parameters, random_policy, report, run_config
+
+from rlvr.actors import EngineHandle, LearnerHandle
+from rlvr.placement import Placement
+from rlvr.types import SamplingParams
+from rlvr.weight_sync import Probe, publish
+
+PROBE = tuple(range(20, 52))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", choices=SHAPES)
+    parser.add_argument("transport", choices=("nccl", "ipc", "memory"))
+    parser.add_argument("--zero", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--requests", type=int, default=64)
+    arguments = parser.parse_args()
+    folder = random_policy(arguments.size)
+    shared = arguments.transport == "ipc"
+    config = run_config(
+        folder, max_model_len=2048,
+        inference={"gpus_per_engine": 0.4 if shared else 1.0, "weight_transfer": arguments.transport,
+                   "gpu_memory_utilization": 0.2, "enforce_eager": True, "kv_cache_bytes": 2**33},
+        learner={"gpus_per_rank": 0.6 if shared else 1.0, "zero_stage": arguments.zero},
+    )  # fmt: skip
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    try:
+        asyncio.run(measure(arguments, config, str(folder)))
+    finally:
+        ray.shutdown()
+
+
+async def measure(arguments: Any, config: Any, folder: str) -> None:
+    placement = Placement(config)
+    engine, learner = EngineHandle(0, config, folder, placement), LearnerHandle(config, folder, placement)
+    await engine.start(0)
+    await learner.start(None)
+    await learner.connect([engine])
+
+    async def probe(reference: Any) -> Probe:
+        expected = await learner.value(reference)
+        return Probe(token_ids=PROBE, expected=tuple(expected[1:]), tolerance=1.0)
+
+    rounds = []
+    for version in range(1, arguments.rounds + 1):
+        running = [
+            engine.actor.sample.remote(PROBE, SamplingParams(max_tokens=200, seed=None))
+            for _ in range(arguments.requests)
+        ]
+        await asyncio.sleep(0.3)
+        weights, checksums = learner.weights(version)
+        engine.to_publish(weights)
+        began = time.perf_counter()
+        sent = asyncio.create_task(learner.checksums(checksums))
+        sent.add_done_callback(lambda _, began=began: learner_seconds.append(time.perf_counter() - began))
+        outcome = await publish(version, sent, [engine], probe(learner.logprobs(PROBE)))
+        completions = await asyncio.gather(*running)
+        across = sum(len(completion.weight_spans) > 1 for completion in completions)
+        rounds.append(outcome)
+        print(f"version {version}: {outcome}, {across} of {arguments.requests} requests went across", flush=True)
+    await asyncio.gather(engine.stop(), learner.stop())
+    policy, draft, _ = num_parameters(random_policy(arguments.size))
+    num_bytes = 2 * (policy + draft)
+    paused = statistics.median(outcome.paused_seconds for outcome in rounds[1:])
+    link = link_rate(arguments.transport, num_bytes)
+    report(
+        program="gpu_sync", size=arguments.size, transport=arguments.transport, zero=arguments.zero,
+        gigabytes=num_bytes / 1e9, paused_seconds=paused, first_paused_seconds=rounds[0].paused_seconds,
+        worst_paused_seconds=max(outcome.paused_seconds for outcome in rounds[1:]),
+        total_seconds=statistics.median(outcome.total_seconds for outcome in rounds[1:]),
+        learner_seconds=statistics.median(learner_seconds[1:]), gigabytes_per_second=num_bytes / 1e9 / paused,
+        link_gigabytes_per_second=link, probe_error=max(outcome.probe_error for outcome in rounds),
+        phases={name: round(seconds, 5) for name, seconds in rounds[-1].phases.items()}, device=device(),
+    )  # fmt: skip
+
+
+learner_seconds: list[float] = []
+
+
+def link_rate(transport: str, num_bytes: int) -> float:
+    """GB/s of plain copies of as many bytes: between two GPUs, within one, or from host memory."""
+    here, there = {"nccl": ("cuda:0", "cuda:1"), "ipc": ("cuda:0", "cuda:0"), "memory": ("cpu", "cuda:0")}[transport]
+    source = torch.zeros(num_bytes, dtype=torch.uint8, device=here)
+    target = torch.zeros(num_bytes, dtype=torch.uint8, device=there)
+    seconds = []
+    for _ in range(4):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        target.copy_(source)
+        torch.cuda.synchronize(there)
+        seconds.append(time.perf_counter() - began)
+    return num_bytes / 1e9 / min(seconds)
+
+
+if __name__ == "__main__":
+    main()

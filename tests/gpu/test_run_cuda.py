@@ -1,0 +1,33 @@
+"""The quickstart's program on CUDA: on one shared GPU (weights over CUDA IPC), and on two (over NCCL)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.runs import Run, write_config
+from tests.tiny import write_checkpoint
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+SHARED = ("inference.gpus_per_engine=0.4", "learner.gpus_per_rank=0.6")
+SEPARATE = ("inference.gpus_per_engine=1", "learner.gpus_per_rank=1")
+
+
+@pytest.mark.parametrize(
+    ("placement", "transport"), [(SHARED, "ipc"), (SEPARATE, "nccl"), (SHARED, "memory")],
+    ids=["ipc", "nccl", "memory"],
+)  # fmt: skip
+def test_every_version_reaches_policy_and_draft_of_the_engine(
+    placement: tuple[str, ...], transport: str, tmp_path: Path
+) -> None:
+    """The run itself compares checksums of both and the probe after each sync, and ends where they differ."""
+    if transport == "nccl" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    config = write_config(tmp_path, write_checkpoint(tmp_path / "policy"))
+    run = Run(config, tmp_path, "learner.zero_stage=2", f"inference.weight_transfer={transport}", *placement)
+    assert run.wait(400) == 0, run.output()
+    errors = [step["sync/probe_error"] for step in run.metrics() if "sync/probe_error" in step]
+    assert len(errors) == 5
+    assert max(errors) < 0.5
