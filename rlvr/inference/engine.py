@@ -39,15 +39,15 @@ class EngineSettings:
     dtype: str
     enforce_eager: bool
     num_draft_tokens: int
-    draft_schedule: DraftSchedule
     max_num_seqs: int
     max_model_len: int
     max_num_batched_tokens: int
     kv_cache_bytes: int | None
     gpu_memory_utilization: float
-    transport: Transport
     seed: int
     deadline_seconds: float
+    draft_schedule: DraftSchedule = ()
+    transport: Transport = "memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,8 +54,6 @@ async def main() -> None:
             max_num_batched_tokens=config.inference.max_num_batched_tokens,
             kv_cache_bytes=2**28,
             gpu_memory_utilization=0.5,
-            draft_schedule=(),
-            transport="memory",
             seed=0,
             deadline_seconds=600,
         )

@@ -47,8 +47,6 @@ async def engine(folders: dict[int, Path], request: pytest.FixtureRequest) -> As
             max_num_batched_tokens=2048,
             kv_cache_bytes=2**27,
             gpu_memory_utilization=0.5,
-            draft_schedule=(),
-            transport="memory",
             seed=0,
             deadline_seconds=300,
         )
