@@ -138,13 +138,12 @@ def write(target: Path, cells: Sequence[Cell], episodes: Sequence[Episode], *, p
 
 
 def show(reporter: Reporter, cells: Sequence[Cell], target: Path, *, how: str) -> None:
-    """The table: a line an environment, a column a budget."""
+    """The table: a line a budget, a column an environment."""
     budgets = _budgets(cells)
     environments = list(dict.fromkeys(cell.environment for cell in cells))
     by_key = {(cell.environment, cell.thinking_tokens): cell for cell in cells}
-    rows = [[name, *(_text(by_key.get((name, budget))) for budget in budgets)] for name in environments]
-    columns = ["", *(_label(budget) for budget in budgets)]
-    reporter.grid(f"held-out accuracy by thinking tokens ({how}); tokens of thought used in brackets", columns, rows)
+    rows = [[_label(budget), *(_text(by_key.get((name, budget))) for name in environments)] for budget in budgets]
+    reporter.grid(f"held-out accuracy, {how} (tokens of thought used)", ["thinking tokens", *environments], rows)
     reporter.say(f"{target}: accuracy.json, accuracy.png, episodes.jsonl")
 
 
