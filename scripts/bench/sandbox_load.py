@@ -26,7 +26,7 @@ from sandbox.pool import Pool
 from sandbox.shared import open_sandbox
 
 LIMITS = Limits(wall_seconds=10.0, memory_bytes=128 << 20, processes=16)
-SHORT = Limits(wall_seconds=0.5, memory_bytes=128 << 20, processes=16)
+SHORT = Limits(wall_seconds=0.8, memory_bytes=128 << 20, processes=16)
 OVERSHOOT_SECONDS = 0.15
 
 HOSTILE: tuple[tuple[str, str, Limits, tuple[str, ...]], ...] = (
@@ -177,7 +177,7 @@ def report(
     )
     figures = {
         "backend": pool.backend.name, "runs": ran, "seconds": round(seconds), "concurrency": options.concurrency,
-        "wrong": len(wrong), "median_ms": round(1000 * waits[len(waits) // 2], 1),
+        "wrong": len(wrong), "what": wrong[:5], "median_ms": round(1000 * waits[len(waits) // 2], 1),
         "overshoot_p99_ms": round(1000 * late), "overshoot_max_ms": round(1000 * max(overshoots, default=0.0)),
         "first": asdict(first), "last": asdict(last), "load": os.getloadavg()[0],
     }  # fmt: skip
