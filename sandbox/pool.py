@@ -29,6 +29,7 @@ TRIES = 3  # boxes that a program must end before it is charged with that
 TRIES_FROM_OUTSIDE = 5
 START_PATIENCE_SECONDS = 30.0  # for an engine that restarts
 PARTNER_SECONDS = 1.0
+SETTLE_SECONDS = 5.0
 CANARY = "print(6 * 7)"
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ class Pool:
         await self._slots.drained(patience_seconds)
         await asyncio.gather(*(box.close() for box in (*self._idle, *self._busy)))
         self._idle.clear()
+        await self._slots.drained(SETTLE_SECONDS)  # whose boxes were closed under them have yet to say so
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.backend.close()
 

@@ -54,7 +54,7 @@ class Server:
     def __init__(self) -> None:
         # Private, or a child would share them. Never copied into objects, whose memory could be read by a later child.
         self.inbox, self.outbox = (memoryview(mmap.mmap(-1, CHUNK, mmap.MAP_PRIVATE | mmap.MAP_ANON)) for _ in range(2))
-        self.blank = bytes(CHUNK)
+        self.header, self.blank = memoryview(bytearray(HEADER.size)), bytes(CHUNK)
         self.scratch = os.open(SCRATCH, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.scratch_mode = os.fstat(self.scratch).st_mode & 0o7777
         self.empty_size = self.size_of_empty()
@@ -79,20 +79,22 @@ class Server:
             if left and written:
                 left[0] = left[0][written:]
 
-    def receive(self, size: int) -> memoryview:
-        """Exactly `size` bytes, in the inbox. The supervisor's end of the channel is the end of the box."""
+    def receive(self, space: memoryview) -> memoryview:
+        """Fill `space`. The supervisor's end of the channel is the end of the box."""
         have = 0
-        while have < size:
-            got = os.readv(0, [self.inbox[have:size]])
+        while have < len(space):
+            got = os.readv(0, [space[have:]])
             if not got:
                 os._exit(0)
             have += got
-        return self.inbox[:size]
+        return space
 
     def receive_frame(self) -> tuple[bytes, int]:
-        kind, length = HEADER.unpack(self.receive(HEADER.size))
+        """Kind and length; the content of an I lies in the inbox then."""
+        # Not in the inbox: there may be content that the program has not read yet.
+        kind, length = HEADER.unpack(self.receive(self.header))
         if kind == b"I":
-            self.receive(length)
+            self.receive(self.inbox[:length])
         return kind, length
 
     # ---- runs
@@ -106,7 +108,7 @@ class Server:
             kind, _ = self.receive_frame()
             if kind != b"R":  # belongs to a run that ended while it was on its way
                 continue
-            run = Run(Order(*ORDER.unpack(self.receive(ORDER.size))))
+            run = Run(Order(*ORDER.unpack(self.receive(self.inbox[: ORDER.size]))))
             before = self.count()
             run.pid = os.fork()
             if not run.pid:
@@ -175,7 +177,9 @@ class Server:
         elif kind == b"I":
             self.send(b"A")
         elif kind == b"E":
-            run.close_stdin()
+            run.no_more = True
+            if not run.pending:
+                run.close_stdin()
         elif kind == b"K":
             run.cause = "killed"
 
@@ -185,13 +189,11 @@ class Server:
         except BlockingIOError:
             return
         except OSError:  # it does not read any more
-            run.pending = run.pending[:0]
-            poller.unregister(run.stdin)
-            run.close_stdin()
-            self.send(b"A")
-            return
+            run.pending, run.no_more = run.pending[:0], True
         if not run.pending:
             poller.unregister(run.stdin)
+            if run.no_more:
+                run.close_stdin()
             self.send(b"A")
 
     def relay(self, run: Run, fd: int) -> bool:
@@ -282,7 +284,7 @@ class Run:
         self.stdin_read, self.stdin = os.pipe2(os.O_CLOEXEC) if order.talk else (-1, -1)
         self.room = {self.out: order.output_bytes, self.err: order.output_bytes}
         self.cut = {self.out: False, self.err: False}
-        self.pending = memoryview(b"")
+        self.pending, self.no_more = memoryview(b""), False
         self.pid, self.cause, self.detail = 0, "", ""
         self.status: int | None = None
         self.started = self.wall_seconds = self.cpu_seconds = 0.0
@@ -350,6 +352,8 @@ def wipe(top: int) -> None:
     while names := os.listdir(top):
         for name in names:
             count += 1
+            if count > MAX_LEFTOVERS:
+                raise Doubt("too many files are left")
             with contextlib.suppress(IsADirectoryError):
                 os.unlink(name, dir_fd=top)
                 continue
@@ -358,6 +362,8 @@ def wipe(top: int) -> None:
             try:
                 for inner in os.listdir(folder):
                     count += 1
+                    if count > MAX_LEFTOVERS:
+                        raise Doubt("too many files are left")
                     try:
                         os.unlink(inner, dir_fd=folder)
                     except IsADirectoryError:
@@ -367,8 +373,6 @@ def wipe(top: int) -> None:
             finally:
                 os.close(folder)
             os.rmdir(name, dir_fd=top)
-            if count > MAX_LEFTOVERS:
-                raise Doubt(f"more than {MAX_LEFTOVERS} files are left")
 
 
 def start() -> dict[str, Any]:

@@ -137,6 +137,19 @@ async def test_a_program_that_does_not_read_cannot_hold_up_its_supervisor(pool: 
     assert time.monotonic() - began < 8
 
 
+async def test_a_talk_that_gives_up_sending_leaves_the_box_as_it_was(pool: Pool) -> None:
+    async def talk(box: Conversation) -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(box.send(b"x" * 200_000), timeout=0.3)
+
+    late = "import sys, time\ntime.sleep(0.4)\nprint(set(sys.stdin.read()) == {'x'}, file=sys.stderr)"
+    first = await pool.run(Program(source=late), talk)
+    assert (first.status, first.stderr) == ("finished", b"True\n")
+    box = pool._idle[-1]
+    assert (await execute(pool, "print(1)")).stdout == b"1\n"
+    assert pool._idle[-1] is box
+
+
 async def test_programs_that_run_together_start_together_and_pairs_do_not_starve(pool: Pool) -> None:
     async def pair() -> list[Execution]:
         first: asyncio.Queue[bytes] = asyncio.Queue()
