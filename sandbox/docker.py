@@ -174,9 +174,9 @@ class Docker:
         inner = getattr(raw, "_sock", raw)
         if isinstance(inner, ssl.SSLSocket) or not isinstance(inner, socket.socket):
             raise SandboxUnavailable("an engine behind TLS or SSH: forward its socket, and set DOCKER_HOST=unix://...")
-        channel = socket.socket(fileno=os.dup(inner.fileno()))
+        # Taken from the SDK's objects, which hold each other in a circle and would close it when they are collected.
+        channel = socket.socket(fileno=inner.detach())
         channel.setblocking(False)
-        raw.close()
         return channel
 
     def inspect(self, container: str) -> dict[str, Any]:
