@@ -28,7 +28,7 @@ from gpu_common import SHAPES, VOCABULARY, device, num_parameters, random_policy
 
 from rlvr.batching import pack
 from rlvr.learner.learner import Learner
-from rlvr.types import Sample
+from rlvr.types import LossSettings, Sample
 
 PEAK = 989e12
 TOKENS = 65_536
@@ -81,6 +81,7 @@ def samples(length: int) -> list[Sample]:
             behaviour_logprobs=tuple(-12.0 * m for m in mask),
             advantages=tuple(generator.choice([1.0, -1.0]) * m for m in mask),
             oldest_version=0,
+            loss=LossSettings(importance_min=1e-9, importance_max=1e9),
         )
         for _ in range(TOKENS // length)
     ]
@@ -89,7 +90,6 @@ def samples(length: int) -> list[Sample]:
 def ours(folder: Path, length: int, steps: int, settings: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
     config = run_config(
         folder, max_model_len=length, inference={"gpus_per_engine": 1.0}, learner={"gpus_per_rank": 1.0, **settings},
-        algorithm={"importance_min": 1e-9, "importance_max": 1e9},
     )  # fmt: skip
     with socket.socket() as listener:
         listener.bind(("", 0))

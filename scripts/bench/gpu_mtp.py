@@ -82,8 +82,7 @@ async def measure(arguments: Any, folder: Path, drafts: int, before: dict[int, d
             return super().speculation() | synthetic
 
         async def _generate(self, prompt_ids: Sequence[int], **params: Any) -> Any:
-            self._stop_ids = []
-            return await super()._generate(prompt_ids, ignore_eos=True, **params)
+            return await super()._generate(prompt_ids, **params | {"ignore_eos": True, "stop_token_ids": []})
 
     engine = Measured(
         EngineSettings(

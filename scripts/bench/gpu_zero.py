@@ -28,7 +28,7 @@ from rlvr.learner.attention import IMPLEMENTATION
 from rlvr.learner.learner import Learner
 from rlvr.learner.model import PolicyModel
 from rlvr.learner.mtp import MtpLayer
-from rlvr.types import Sample
+from rlvr.types import LossSettings, Sample
 
 STEPS = 6
 CASES = [
@@ -90,8 +90,7 @@ def train(queue: Any, gpu: str, folder: Path, stage: int, dtype: str, rank: int,
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA starts
     settings = {"gpus_per_rank": 1.0, "num_ranks": ranks, "zero_stage": stage, "dtype": dtype, "learning_rate": 1e-3,
                 "micro_batch_tokens": 1024, "compile": False}  # fmt: skip
-    config = run_config(folder, max_model_len=512, learner=settings,
-                        algorithm={"importance_min": 1e-9, "importance_max": 1e9})  # fmt: skip
+    config = run_config(folder, max_model_len=512, learner=settings)  # fmt: skip
     learner = Learner(
         config=config, model_folder=str(folder), rank=rank, world_size=ranks, master_addr="localhost", master_port=port
     )
@@ -109,6 +108,7 @@ def train(queue: Any, gpu: str, folder: Path, stage: int, dtype: str, rank: int,
                     behaviour_logprobs=tuple(-8.3 * m for m in mask),
                     advantages=tuple(advantage * m for m in mask),
                     oldest_version=0,
+                    loss=LossSettings(importance_min=1e-9, importance_max=1e9),
                 )
             )
         batch = pack(samples, num_ranks=ranks, micro_batch_tokens=1024)
