@@ -63,7 +63,9 @@ class Reporter:
     def table(self, title: str, rows: Mapping[str, tuple[str, str]]) -> None:
         """Before and after."""
         self.close()
-        table = Table("", "before", "after", title=title, title_justify="left")
+        # A title of the table would be wrapped at the table's width.
+        self._console.print(title)
+        table = Table("", "before", "after")
         for name, (before, after) in rows.items():
             table.add_row(name, before, after)
         self._console.print(table)
@@ -71,7 +73,8 @@ class Reporter:
     def grid(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Any other table."""
         self.close()
-        table = Table(*columns, title=title, title_justify="left")
+        self._console.print(title)
+        table = Table(*columns)
         for row in rows:
             table.add_row(*row)
         self._console.print(table)
