@@ -19,7 +19,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
-from rlvr.types import Message, Outcome, Reply, Task, Verdict
+from rlvr.types import Message, Outcome, Reply, Task, Verdict, judged
 from verifiers import tool_calls
 from verifiers.tool_calls import compare_states
 
@@ -58,15 +58,7 @@ class WorldVerifier:
         checks = {"answered": False, "rules": False, "state": False}
 
         def verdict(outcome: Outcome, reason: str) -> Verdict:
-            return Verdict(
-                outcome=outcome,
-                reward={"correct": 1.0, "incorrect": -1.0, "invalid": None}[outcome],
-                reason=reason,
-                checks=checks,
-                verifier=self.id,
-                version=self.version,
-                seconds=perf_counter() - begin,
-            )
+            return judged(self, outcome, reason, checks=checks, started=begin)
 
         said = transcript[len(task.prompt) :]
         checks["answered"] = any(message.role == "assistant" for message in said)

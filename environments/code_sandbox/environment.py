@@ -5,22 +5,21 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count, islice
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from environments.code_sandbox import feedback, files, generate
-from environments.code_sandbox.problem import HELD_OUT_EVERY, Problem, even, split_of
+from environments.code_sandbox.problem import Problem
 from rlvr import interfaces
 from rlvr.errors import ConfigError
+from rlvr.splits import HELD_OUT_EVERY, even, split_of, tasks_of
 from rlvr.types import Message, Reply, Split, Task, Verdict
 from sandbox.base import Limits
 from verifiers.code import CodeVerifier
 
 INSTRUCTION = "Answer with the code."
-# Draws without a new problem after which a held-out set of the asked size is given up.
-PATIENCE = 20_000
 # How often a worked example of a level is thought through; the others are written down at once, and mostly wrong.
 CAREFUL_SHARE = {1: 0.5, 2: 0.45, 3: 0.4}
 
@@ -125,24 +124,14 @@ class CodeSandbox(interfaces.Environment):
 
     def _generated(self, split: Split) -> Iterator[Task]:
         settings = self.settings
-        problems = self._draws(settings.seed, split)
-        if split == "train":
-            for key, problem in islice(enumerate(problems), settings.num_train):
-                yield self.task_of(split, key, problem)
-            return
-        seen: set[str] = set()
-        drawn = count()
-        for problem in problems:
-            if next(drawn) - len(seen) > PATIENCE:
-                raise ConfigError(
-                    f"code_sandbox: num_held_out = {settings.num_held_out}, but levels {settings.levels} gave only "
-                    f"{len(seen)} distinct held-out problems; lower num_held_out or add a level"
-                )
-            if problem.text not in seen:
-                seen.add(problem.text)
-                yield self.task_of(split, len(seen) - 1, problem)
-                if len(seen) == settings.num_held_out:
-                    return
+        return tasks_of(
+            self._draws(settings.seed, split),
+            partial(self.task_of, split),
+            split=split,
+            num_train=settings.num_train,
+            num_held_out=settings.num_held_out,
+            source=f"{self.name}: levels {settings.levels}",
+        )
 
     def _from_file(self, path: str, split: Split) -> Sequence[Task]:
         """Keys are line numbers. A problem that stands in the file twice is taken once."""

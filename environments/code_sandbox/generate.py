@@ -9,8 +9,9 @@ from typing import Any
 
 from environments.code_sandbox.loops import FAMILIES
 from environments.code_sandbox.mutants import load, mutants, outcome, telling
-from environments.code_sandbox.problem import Problem, split_of
+from environments.code_sandbox.problem import Problem
 from environments.code_sandbox.sketch import LINE, OUTPUT, Arguments, Sketch, show
+from rlvr.splits import split_of
 from rlvr.types import Split
 
 LEVELS = tuple(FAMILIES)

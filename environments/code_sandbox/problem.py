@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
-
-from rlvr.types import Split
-
-HELD_OUT_EVERY = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +22,3 @@ class Problem:
     family: str = ""
     plan: str = ""
     wrong: tuple[str, ...] = ()
-
-
-def split_of(text: str) -> Split:
-    """The split of what is asked, by its text with white space made even."""
-    digest = hashlib.sha256(even(text).encode()).digest()
-    return "held_out" if int.from_bytes(digest[:8], "big") % HELD_OUT_EVERY == 0 else "train"
-
-
-def even(text: str) -> str:
-    """`text` with each run of white space made one space."""
-    return " ".join(text.split())

@@ -11,7 +11,6 @@ seed, level or file it came from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
@@ -20,10 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlvr.errors import ConfigError
+from rlvr.splits import split_of
 from rlvr.types import Split
 
 LEVELS = (1, 2, 3)
-HELD_OUT_EVERY = 8
 
 # How often a worked example of a kind is worked out step by step; the others jump to an answer. Human data is uneven
 # in this way, and it is what reinforcement learning gets to sort out: both habits are there to be sampled.
@@ -39,17 +38,6 @@ class Problem:
     kind: str = ""
     thought: str = ""
     level: str = ""
-
-
-def split_of(text: str) -> Split:
-    """The split a problem belongs to, by its text with white space made even."""
-    digest = hashlib.sha256(even(text).encode()).digest()
-    return "held_out" if int.from_bytes(digest[:8], "big") % HELD_OUT_EVERY == 0 else "train"
-
-
-def even(text: str) -> str:
-    """`text` with each run of white space made one space."""
-    return " ".join(text.split())
 
 
 def generate(seed: int, levels: tuple[int, ...], split: Split) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count, islice
+from functools import partial
 from typing import Annotated, Any, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
@@ -17,14 +17,13 @@ from environments.math_solver import data, gym
 from environments.math_solver.gym_verifier import GymVerifier
 from rlvr import interfaces
 from rlvr.errors import ConfigError
+from rlvr.splits import HELD_OUT_EVERY, even, split_of, tasks_of
 from rlvr.types import Message, Split, Task
 from verifiers.math import MathVerifier, parse
 from verifiers.tokens import ParseError
 
 INSTRUCTION = " Answer in \\boxed{}."
 GYM_INSTRUCTION = "\n\nWrite the final answer, and nothing else, between <answer> and </answer>."
-# Draws without a new problem after which a held-out set of the asked size is given up.
-PATIENCE = 20_000
 
 Level = Annotated[int, Field(ge=min(data.LEVELS), le=max(data.LEVELS))]
 
@@ -94,24 +93,14 @@ class MathSolver(interfaces.Environment):
 
     def _generated(self, split: Split) -> Iterator[Task]:
         settings = self.settings
-        problems = data.generate(settings.seed, settings.levels, split)
-        if split == "train":
-            for key, problem in islice(enumerate(problems), settings.num_train):
-                yield self._task(split, key, problem)
-            return
-        seen: set[str] = set()
-        drawn = count()
-        for problem in problems:
-            if next(drawn) - len(seen) > PATIENCE:
-                raise ConfigError(
-                    f"math_solver: num_held_out = {settings.num_held_out}, but levels {settings.levels} gave only "
-                    f"{len(seen)} distinct held-out problems; lower num_held_out or add a level"
-                )
-            if problem.text not in seen:
-                seen.add(problem.text)
-                yield self._task(split, len(seen) - 1, problem)
-                if len(seen) == settings.num_held_out:
-                    return
+        return tasks_of(
+            data.generate(settings.seed, settings.levels, split),
+            partial(self._task, split),
+            split=split,
+            num_train=settings.num_train,
+            num_held_out=settings.num_held_out,
+            source=f"{self.name}: levels {settings.levels}",
+        )
 
     def _from_file(self, path: str, split: Split) -> Sequence[Task]:
         """Keys are line numbers. A problem that stands in the file twice is taken once."""
@@ -124,13 +113,13 @@ class MathSolver(interfaces.Environment):
                     f"{path}, line {line}: 'answer' = {problem.answer!r} cannot be judged ({error}); write a number, a "
                     "formula, an equation, an interval, a list or a set, in LaTeX or plain (docs/verifiers.md)"
                 ) from None
-            if data.split_of(problem.text) == split:
-                tasks.setdefault(data.even(problem.text), self._task(split, line, problem))
+            if split_of(problem.text) == split:
+                tasks.setdefault(even(problem.text), self._task(split, line, problem))
         limit = self.settings.num_train if split == "train" else self.settings.num_held_out
         if not tasks:
             raise ConfigError(
                 f"math_solver: {path} has no problem that falls into {split!r} (a hash of its text decides; about one "
-                f"in {data.HELD_OUT_EVERY} is held out); add problems"
+                f"in {HELD_OUT_EVERY} is held out); add problems"
             )
         return list(tasks.values())[:limit]
 

@@ -11,9 +11,9 @@ from functools import lru_cache
 from itertools import count
 from typing import Any
 
-from environments.math_solver.data import split_of
 from environments.math_solver.gym_worker import CHUNK, MODULE, fingerprint
 from rlvr.errors import ConfigError
+from rlvr.splits import split_of
 from rlvr.types import Split
 from verifiers.worker import MAX_IDLE, WorkerLostError, WorkerPool, WorkerTimeoutError
 

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from environments.math_solver.gym import MAKE_SECONDS, call_worker
-from rlvr.types import Message, Outcome, Task, Verdict
+from rlvr.types import Message, Outcome, Task, Verdict, judged
 from verifiers.worker import WorkerLostError, WorkerTimeoutError
 
 MAX_ANSWER = 20_000  # characters
@@ -37,15 +37,7 @@ class GymVerifier:
         checks = {"answered": False, "full_score": False}
 
         def verdict(outcome: Outcome, reason: str) -> Verdict:
-            return Verdict(
-                outcome=outcome,
-                reward={"correct": 1.0, "incorrect": -1.0, "invalid": None}[outcome],
-                reason=reason,
-                checks=checks,
-                verifier=self.id,
-                version=self.version,
-                seconds=perf_counter() - start,
-            )
+            return judged(self, outcome, reason, checks=checks, started=start)
 
         said = next((message.content for message in reversed(transcript) if message.role == "assistant"), "")
         answer = extract(said)

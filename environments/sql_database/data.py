@@ -6,7 +6,6 @@ same prompt never stands in both, whichever seed, level or file it came from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
@@ -22,12 +21,12 @@ from pydantic import ValidationError
 from environments.sql_database.domains import DOMAINS, Table, script
 from environments.sql_database.joins import FAMILIES, NUM_TABLES
 from rlvr.errors import ConfigError
+from rlvr.splits import split_of
 from rlvr.types import Split
 from verifiers.sql import SqlSettings
 from verifiers.sql_text import is_query, tokens
 
 LEVELS = tuple(FAMILIES)
-HELD_OUT_EVERY = 8
 # How often a worked example of a level plans its query; the others guess, and are mostly wrong.
 CAREFUL_SHARE = {1: 0.5, 2: 0.45, 3: 0.4, 4: 0.4}
 
@@ -84,17 +83,6 @@ class Problem:
     @property
     def text(self) -> str:
         return f"{self.shown}\n{self.question}"
-
-
-def split_of(text: str) -> Split:
-    """The split a problem belongs to, by its text with white space made even."""
-    digest = hashlib.sha256(even(text).encode()).digest()
-    return "held_out" if int.from_bytes(digest[:8], "big") % HELD_OUT_EVERY == 0 else "train"
-
-
-def even(text: str) -> str:
-    """`text` with each run of white space made one space."""
-    return " ".join(text.split())
 
 
 def generate(seed: int, level: int, split: Split) -> Iterator[Problem]:

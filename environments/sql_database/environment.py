@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import count, islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -14,6 +13,7 @@ from environments.sql_database import data
 from environments.sql_database.tools import Queries
 from rlvr import interfaces
 from rlvr.errors import ConfigError
+from rlvr.splits import HELD_OUT_EVERY, even, split_of, tasks_of
 from rlvr.tools import Toolbox, describe
 from rlvr.types import Message, Reply, Split, Task
 from verifiers import sql_query
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 INSTRUCTION = " Answer with one SQL query."
 LOOK = " You may look at the data with run_query first."
-# Draws without a new problem after which a held-out set of the asked size is given up.
-PATIENCE = 20_000
 
 Level = Annotated[int, Field(ge=min(data.LEVELS), le=max(data.LEVELS))]
 
@@ -111,36 +109,26 @@ class SqlDatabase(interfaces.Environment):
 
     def _generated(self, split: Split) -> Iterator[Task]:
         settings = self.settings
-        problems = self._draws(settings.seed, split)
-        if split == "train":
-            for key, problem in islice(enumerate(problems), settings.num_train):
-                yield self._task(split, key, problem)
-            return
-        seen: set[str] = set()
-        drawn = count()
-        for problem in problems:
-            if next(drawn) - len(seen) > PATIENCE:
-                raise ConfigError(
-                    f"sql_database: num_held_out = {settings.num_held_out}, but levels {settings.levels} gave only "
-                    f"{len(seen)} distinct held-out problems; lower num_held_out or add a level"
-                )
-            if problem.text not in seen:
-                seen.add(problem.text)
-                yield self._task(split, len(seen) - 1, problem)
-                if len(seen) == settings.num_held_out:
-                    return
+        return tasks_of(
+            self._draws(settings.seed, split),
+            partial(self._task, split),
+            split=split,
+            num_train=settings.num_train,
+            num_held_out=settings.num_held_out,
+            source=f"{self.name}: levels {settings.levels}",
+        )
 
     def _from_file(self, path: str, split: Split) -> Sequence[Task]:
         """Keys are line numbers. A problem that stands in the file twice is taken once."""
         tasks: dict[str, Task] = {}
         for line, problem in data.read_jsonl(path, sqlite=self.settings.dsn is None):
-            if data.split_of(problem.text) == split:
-                tasks.setdefault(data.even(problem.text), self._task(split, line, problem))
+            if split_of(problem.text) == split:
+                tasks.setdefault(even(problem.text), self._task(split, line, problem))
         limit = self.settings.num_train if split == "train" else self.settings.num_held_out
         if not tasks:
             raise ConfigError(
                 f"sql_database: {path} has no problem that falls into {split!r} (a hash of its text decides; about one "
-                f"in {data.HELD_OUT_EVERY} is held out); add problems"
+                f"in {HELD_OUT_EVERY} is held out); add problems"
             )
         return list(tasks.values())[:limit]
 

@@ -1,0 +1,71 @@
+"""For environments: splits that never meet, whatever the seed, and tasks of a split from a stream of problems."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Protocol, TypeVar
+
+from rlvr.errors import ConfigError
+from rlvr.types import Split, Task
+
+# About one text in so many is held out.
+HELD_OUT_EVERY = 8
+# Draws in a row without a new problem after which a held-out set of the asked size is given up.
+PATIENCE = 20_000
+
+
+class Asked(Protocol):
+    """A problem: `text` is what is asked."""
+
+    @property
+    def text(self) -> str: ...
+
+
+P = TypeVar("P", bound=Asked)
+
+
+def even(text: str) -> str:
+    """`text` with each run of white space made one space."""
+    return " ".join(text.split())
+
+
+def split_of(text: str) -> Split:
+    """The split that a problem belongs to, by a hash of its text with white space made even."""
+    digest = hashlib.sha256(even(text).encode()).digest()
+    return "held_out" if int.from_bytes(digest[:8], "big") % HELD_OUT_EVERY == 0 else "train"
+
+
+def tasks_of(
+    problems: Iterable[P],
+    make: Callable[[int, P], Task],
+    *,
+    split: Split,
+    num_train: int | None,
+    num_held_out: int,
+    source: str,
+) -> Iterator[Task]:
+    """Tasks of a split's endless `problems`, keyed by number: as they come in training, distinct ones held out.
+
+    Raises `ConfigError`, which names `source` ("math_solver, levels (1,)"), when there are not so many distinct ones.
+    """
+    if split == "train":
+        for key, problem in islice(enumerate(problems), num_train):
+            yield make(key, problem)
+        return
+    seen: set[str] = set()
+    repeated = 0
+    for problem in problems:
+        if problem.text in seen:
+            repeated += 1
+            if repeated > PATIENCE:
+                raise ConfigError(
+                    f"{source} gave only {len(seen)} distinct held-out problems, and num_held_out = {num_held_out}; "
+                    "lower num_held_out or add a level"
+                )
+            continue
+        seen.add(problem.text)
+        yield make(len(seen) - 1, problem)
+        if len(seen) == num_held_out:
+            return
