@@ -151,7 +151,7 @@ class HttpEnvironment(Environment):
 
 def remote_environment(url: str) -> type[HttpEnvironment]:
     """The class of what is served at `url`. Raises `PluginError` where nothing of the kind is."""
-    connection = Connection(url, timeout_seconds=10.0, retries=0)
+    connection = Connection(url, timeout_seconds=60.0, retries=0)
     try:
         info: protocol.Info = connection.get("/", protocol.Info)
     except RemoteError as error:
