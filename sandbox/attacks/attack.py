@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sandbox.base import Limits, Status
+from sandbox.inside.program import WORK
 
 # An attack says "BROKEN ..." when it got through, and "tried" at its end: one that crashed has shown nothing.
 PRELUDE = """
@@ -25,13 +26,14 @@ def refused_call(what, x86, arm, *args):
 def tried():
     os.write(2, b"tried\\n")
 """
+OWN = (WORK, f"{WORK}/main.py")
 LOOK = (
-    PRELUDE
+    f"{PRELUDE}\nown = {OWN!r}"
     + """
 others = [name for name in os.listdir("/proc") if name.isdigit() and name not in ("1", str(os.getpid()))]
 if others: broken(f"processes {others} are there")
 left = [os.path.join(where, name) for where, folders, files in os.walk("/tmp") for name in folders + files]
-if set(left) - {"/tmp/work", "/tmp/work/main.py"}: broken(f"files {left} are there")
+if set(left) - set(own): broken(f"files {left} are there")
 tried()
 """
 )
