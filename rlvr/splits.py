@@ -69,3 +69,28 @@ def tasks_of(
         yield make(len(seen) - 1, problem)
         if len(seen) == num_held_out:
             return
+
+
+def tasks_of_file(
+    problems: Iterable[tuple[int, P]],
+    make: Callable[[int, P], Task],
+    *,
+    split: Split,
+    limit: int | None,
+    source: str,
+) -> list[Task]:
+    """Tasks of those of a file's numbered `problems` that fall into a split, the first `limit`, keyed by line number.
+
+    A problem that stands in the file twice is taken once. Raises `ConfigError`, which names `source` ("math_solver:
+    my.jsonl"), when none falls into the split.
+    """
+    tasks: dict[str, Task] = {}
+    for line, problem in problems:
+        if split_of(problem.text) == split:
+            tasks.setdefault(even(problem.text), make(line, problem))
+    if not tasks:
+        raise ConfigError(
+            f"{source} has no problem that falls into {split!r} (a hash of its text decides; about one in "
+            f"{HELD_OUT_EVERY} is held out); add problems"
+        )
+    return list(tasks.values())[:limit]

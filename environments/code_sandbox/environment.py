@@ -14,7 +14,7 @@ from environments.code_sandbox import feedback, files, generate
 from environments.code_sandbox.problem import Problem
 from rlvr import interfaces
 from rlvr.errors import ConfigError
-from rlvr.splits import HELD_OUT_EVERY, even, split_of, tasks_of
+from rlvr.splits import tasks_of, tasks_of_file
 from rlvr.types import Message, Reply, Split, Task, Verdict
 from sandbox.base import Limits
 from verifiers.code import CodeVerifier
@@ -134,18 +134,13 @@ class CodeSandbox(interfaces.Environment):
         )
 
     def _from_file(self, path: str, split: Split) -> Sequence[Task]:
-        """Keys are line numbers. A problem that stands in the file twice is taken once."""
-        tasks: dict[str, Task] = {}
-        for line, problem in files.read_jsonl(path):
-            if split_of(problem.text) == split:
-                tasks.setdefault(even(problem.text), self.task_of(split, line, problem))
-        limit = self.settings.num_train if split == "train" else self.settings.num_held_out
-        if not tasks:
-            raise ConfigError(
-                f"code_sandbox: {path} has no problem that falls into {split!r} (a hash of its text decides; about one "
-                f"in {HELD_OUT_EVERY} is held out); add problems"
-            )
-        return list(tasks.values())[:limit]
+        return tasks_of_file(
+            files.read_jsonl(path),
+            partial(self.task_of, split),
+            split=split,
+            limit=self.settings.num_train if split == "train" else self.settings.num_held_out,
+            source=f"{self.name}: {path}",
+        )
 
     def task_of(self, split: Split, key: int, problem: Problem) -> Task:
         gold = {"solution": problem.solution} if problem.solution else {}

@@ -17,7 +17,7 @@ from environments.math_solver import data, gym
 from environments.math_solver.gym_verifier import GymVerifier
 from rlvr import interfaces
 from rlvr.errors import ConfigError
-from rlvr.splits import HELD_OUT_EVERY, even, split_of, tasks_of
+from rlvr.splits import tasks_of, tasks_of_file
 from rlvr.types import Message, Split, Task
 from verifiers.math import MathVerifier, parse
 from verifiers.tokens import ParseError
@@ -103,25 +103,13 @@ class MathSolver(interfaces.Environment):
         )
 
     def _from_file(self, path: str, split: Split) -> Sequence[Task]:
-        """Keys are line numbers. A problem that stands in the file twice is taken once."""
-        tasks: dict[str, Task] = {}
-        for line, problem in data.read_jsonl(path):
-            try:
-                parse(problem.answer)
-            except ParseError as error:
-                raise ConfigError(
-                    f"{path}, line {line}: 'answer' = {problem.answer!r} cannot be judged ({error}); write a number, a "
-                    "formula, an equation, an interval, a list or a set, in LaTeX or plain (docs/verifiers.md)"
-                ) from None
-            if split_of(problem.text) == split:
-                tasks.setdefault(even(problem.text), self._task(split, line, problem))
-        limit = self.settings.num_train if split == "train" else self.settings.num_held_out
-        if not tasks:
-            raise ConfigError(
-                f"math_solver: {path} has no problem that falls into {split!r} (a hash of its text decides; about one "
-                f"in {HELD_OUT_EVERY} is held out); add problems"
-            )
-        return list(tasks.values())[:limit]
+        return tasks_of_file(
+            _readable(path),
+            partial(self._task, split),
+            split=split,
+            limit=self.settings.num_train if split == "train" else self.settings.num_held_out,
+            source=f"{self.name}: {path}",
+        )
 
     def _from_gym(self, split: Split) -> Iterator[Task]:
         """The families in turn; one that has no new problems is left out, and with the last one the split ends."""
@@ -166,3 +154,16 @@ class MathSolver(interfaces.Environment):
 
 def _prompt(problem: data.Problem) -> tuple[Message, ...]:
     return (Message(role="user", content=problem.text + INSTRUCTION),)
+
+
+def _readable(path: str) -> Iterator[tuple[int, data.Problem]]:
+    """The file's problems, each with an answer that the verifier can read. Raises `ConfigError`."""
+    for line, problem in data.read_jsonl(path):
+        try:
+            parse(problem.answer)
+        except ParseError as error:
+            raise ConfigError(
+                f"{path}, line {line}: 'answer' = {problem.answer!r} cannot be judged ({error}); write a number, a "
+                "formula, an equation, an interval, a list or a set, in LaTeX or plain (docs/verifiers.md)"
+            ) from None
+        yield line, problem

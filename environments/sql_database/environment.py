@@ -12,8 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from environments.sql_database import data
 from environments.sql_database.tools import Queries
 from rlvr import interfaces
-from rlvr.errors import ConfigError
-from rlvr.splits import HELD_OUT_EVERY, even, split_of, tasks_of
+from rlvr.splits import tasks_of, tasks_of_file
 from rlvr.tools import Toolbox, describe
 from rlvr.types import Message, Reply, Split, Task
 from verifiers import sql_query
@@ -119,18 +118,13 @@ class SqlDatabase(interfaces.Environment):
         )
 
     def _from_file(self, path: str, split: Split) -> Sequence[Task]:
-        """Keys are line numbers. A problem that stands in the file twice is taken once."""
-        tasks: dict[str, Task] = {}
-        for line, problem in data.read_jsonl(path, sqlite=self.settings.dsn is None):
-            if split_of(problem.text) == split:
-                tasks.setdefault(even(problem.text), self._task(split, line, problem))
-        limit = self.settings.num_train if split == "train" else self.settings.num_held_out
-        if not tasks:
-            raise ConfigError(
-                f"sql_database: {path} has no problem that falls into {split!r} (a hash of its text decides; about one "
-                f"in {HELD_OUT_EVERY} is held out); add problems"
-            )
-        return list(tasks.values())[:limit]
+        return tasks_of_file(
+            data.read_jsonl(path, sqlite=self.settings.dsn is None),
+            partial(self._task, split),
+            split=split,
+            limit=self.settings.num_train if split == "train" else self.settings.num_held_out,
+            source=f"{self.name}: {path}",
+        )
 
     def _task(self, split: Split, key: int, problem: data.Problem) -> Task:
         own = {"settings": problem.settings} if problem.settings else {}
