@@ -22,15 +22,16 @@ from dataclasses import dataclass
 
 from rlvr.errors import RlvrError
 from rlvr.tasks import Ticket
-from rlvr.types import Group
+from rlvr.types import Group, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """A judged group that waits to be trained on."""
+    """A judged group that waits to be trained on, and what is learned from it."""
 
     ticket: Ticket
     group: Group
+    samples: tuple[Sample, ...]
 
 
 class GroupBuffer:
@@ -67,9 +68,9 @@ class GroupBuffer:
         self._births[ticket.number] = live_version
         self._tickets[ticket.number] = ticket
 
-    def finish(self, ticket: Ticket, group: Group) -> None:
+    def finish(self, ticket: Ticket, group: Group, samples: tuple[Sample, ...]) -> None:
         """The group is judged and worth training on."""
-        self._ready[ticket.number] = Ready(ticket=ticket, group=group)
+        self._ready[ticket.number] = Ready(ticket=ticket, group=group, samples=samples)
 
     def drop(self, ticket: Ticket) -> None:
         """The group will not be trained on; its slot is free at once."""

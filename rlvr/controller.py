@@ -223,10 +223,10 @@ class Controller:
             self._drop(ticket, "invalid")
         elif not has_spread(rewards):
             self._drop(ticket, "zero_spread", pass_rate(rewards))
-        elif not self._samples(group):
+        elif not (samples := self._samples(group)):
             self._drop(ticket, "masked", pass_rate(rewards))
         else:
-            self._buffer.finish(ticket, group)
+            self._buffer.finish(ticket, group, samples)
         self._changed.set()
 
     def _drop(self, ticket: Ticket, reason: str, passed: float | None = None) -> None:
@@ -280,8 +280,7 @@ class Controller:
         return None
 
     async def _take_step(self, batch: Sequence[Ready]) -> dict[str, float]:
-        groups = [self._samples(ready.group) for ready in batch]
-        samples = [sample for group in groups for sample in group]
+        samples = [sample for ready in batch for sample in ready.samples]
         oldest = [sample.oldest_version for sample in samples]
         staleness = [self.version - version for version in oldest]
         if max(staleness) > self.config.rollout.max_staleness:
@@ -297,14 +296,13 @@ class Controller:
         metrics = await self.learner.step([(update.shards, update.num_loss_tokens) for update in updates])
         self.step += 1
         self.version += 1
-        for ready, group in zip(batch, groups, strict=True):
+        for ready in batch:
             self.ledger.trained(ready.ticket, step=self.step)
-            num_tokens = sum(sum(sample.loss_mask) for sample in group)
+            num_tokens = sum(sum(sample.loss_mask) for sample in ready.samples)
             passed = pass_rate([episode.verdict.reward for episode in ready.group.episodes])
             self._mixture.settle(ready.ticket, pass_rate=passed, num_tokens=num_tokens)
-            self._meter.trained(
-                ready.ticket.task, [self.version - 1 - each.oldest_version for each in group], num_tokens
-            )
+            ages = [self.version - 1 - sample.oldest_version for sample in ready.samples]
+            self._meter.trained(ready.ticket.task, ages, num_tokens)
         self._mixture.move_shares()
         metrics |= self._meter.take() | {
             "step": self.step,

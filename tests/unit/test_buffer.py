@@ -55,7 +55,7 @@ def test_no_group_is_older_than_the_bound_and_the_run_never_locks_up(
             if rng.random() < 0.2:
                 buffer.drop(ticket)
             else:
-                buffer.finish(ticket, make_group(ticket, births[ticket.number]))
+                buffer.finish(ticket, make_group(ticket, births[ticket.number]), ())
             idle = 0
         elif action == "train" and learner - live <= 1:
             batch = buffer.take_batch(learner)
@@ -77,18 +77,18 @@ def test_a_straggler_is_waited_for_only_when_its_bound_is_reached() -> None:
     for ticket in tickets[:4]:
         buffer.admit(ticket, live_version=0)
     for ticket in tickets[1:3]:
-        buffer.finish(ticket, make_group(ticket, 0))
+        buffer.finish(ticket, make_group(ticket, 0), ())
     batch = buffer.take_batch(0)
     assert batch is not None
     assert [ready.ticket.number for ready in batch] == [1, 2]
     buffer.release(1)
     for ticket in tickets[4:]:
         buffer.admit(ticket, live_version=1)
-        buffer.finish(ticket, make_group(ticket, 1))
-    buffer.finish(tickets[3], make_group(tickets[3], 0))
+        buffer.finish(ticket, make_group(ticket, 1), ())
+    buffer.finish(tickets[3], make_group(tickets[3], 0), ())
     assert buffer.num_ready == 3
     assert buffer.take_batch(1) is None, "ticket 0 would be two versions old at the next step"
-    buffer.finish(tickets[0], make_group(tickets[0], 0))
+    buffer.finish(tickets[0], make_group(tickets[0], 0), ())
     batch = buffer.take_batch(1)
     assert batch is not None
     assert [ready.ticket.number for ready in batch] == [0, 3]
@@ -98,7 +98,7 @@ def test_slots_stay_taken_until_the_new_weights_are_live() -> None:
     buffer = GroupBuffer(groups_per_batch=1, max_staleness=0)
     ticket = make_ticket(0)
     buffer.admit(ticket, live_version=0)
-    buffer.finish(ticket, make_group(ticket, 0))
+    buffer.finish(ticket, make_group(ticket, 0), ())
     assert buffer.take_batch(0) is not None
     assert buffer.num_free == 0
     with pytest.raises(RlvrError, match="without a free slot"):
