@@ -6,6 +6,7 @@ delegated), `find` says why, and the backend falls back to limits a process.
 
 from __future__ import annotations
 
+import itertools
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from sandbox.limits import PERIOD_MICROSECONDS, SERVER_BYTES
 from sandbox.owner import is_gone, owner
 
 ROOT = Path("/sys/fs/cgroup")
+# One count for all pools of this process: they make their groups under the same parents.
+_serials = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +59,12 @@ class Groups:
     CONTROLLERS: ClassVar = ("memory", "pids", "cpu")
 
     def __init__(self, parents: dict[str, Path], version: int) -> None:
-        self._parents, self.version, self._serial = parents, version, 0
+        self._parents, self.version = parents, version
 
     def make(self, memory_bytes: int, processes: int, cpus: float) -> Group:
         """Raises OSError."""
-        self._serial += 1
-        folders = {name: parent / f"{owner()}.{self._serial}" for name, parent in self._parents.items()}
+        serial = next(_serials)
+        folders = {name: parent / f"{owner()}.{serial}" for name, parent in self._parents.items()}
         group = Group(folders=folders)
         try:
             for folder in set(folders.values()):

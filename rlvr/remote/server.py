@@ -188,6 +188,7 @@ def serve(name: str, settings: dict[str, Any], *, host: str, port: int) -> None:
         raise ConfigError(f"--host {host} --port {port}: {error.strerror}; choose another, or --port 0") from error
     environment.setup()
     try:
+        listener.listen()  # before the address is told: whoever asks at once waits, and is not refused
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}"
         print(f"{environment.name} is served at {address} (schema: {address}/docs); Ctrl-C ends it", flush=True)

@@ -47,6 +47,7 @@ def url() -> Iterator[str]:
     """A `CountingSum`, served on a free port."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # who asks before the server runs waits for it
     server = uvicorn.Server(uvicorn.Config(make_app(CountingSum(CountingSum.Settings())), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

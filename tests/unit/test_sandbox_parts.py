@@ -135,6 +135,15 @@ def test_where_no_group_can_be_made_it_says_why(tmp_path: Path) -> None:
     assert isinstance(cgroups.find(tmp_path), str)
 
 
+def test_pools_of_one_process_never_share_a_group(tmp_path: Path) -> None:
+    parents = {name: tmp_path / name for name in cgroups.Groups.CONTROLLERS}
+    for parent in parents.values():
+        parent.mkdir()
+    pools = [cgroups.Groups(parents, 1) for _ in range(2)]
+    made = [pool.make(1 << 20, 8, 1.0) for _ in range(3) for pool in pools]
+    assert len({folder for group in made for folder in group.folders.values()}) == 6 * len(parents)
+
+
 def test_a_program_is_a_source_or_a_command() -> None:
     for both in ({}, {"source": "1", "argv": ("true",)}):
         with pytest.raises(ValueError, match="either"):
