@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+# So many threads stay until later ones have begun: an ended thread's id would be given to the next one, and what is
+# bound to it would work there.
+_KEPT = 8
 
 
 class FreshThreads(ThreadPoolExecutor):
@@ -17,6 +22,7 @@ class FreshThreads(ThreadPoolExecutor):
         super().__init__(max_workers=1)
         self.num_begun = 0
         self._running: set[Future[Any]] = set()
+        self._kept: deque[threading.Event] = deque()
         self._more_begun = asyncio.Event()
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
@@ -26,8 +32,9 @@ class FreshThreads(ThreadPoolExecutor):
         self.num_begun += 1
         self._more_begun.set()
         context = contextvars.copy_context()
+        may_end = threading.Event()
 
-        def work() -> None:
+        def call() -> None:
             try:
                 result = context.run(function, *args, **options)
             except BaseException as error:
@@ -40,8 +47,23 @@ class FreshThreads(ThreadPoolExecutor):
             else:
                 future.set_exception(outcome[1])
 
+        calls = [call]
+
+        def work() -> None:
+            calls.pop()()  # and holds nothing of it while it waits
+            may_end.wait()
+
         threading.Thread(target=work, daemon=True, name=f"call {self.num_begun}").start()
+        self._kept.append(may_end)
+        if len(self._kept) > _KEPT:
+            self._kept.popleft().set()
         return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        for may_end in self._kept:
+            may_end.set()
+        self._kept.clear()
+        super().shutdown(wait, cancel_futures=cancel_futures)
 
     @property
     def num_running(self) -> int:

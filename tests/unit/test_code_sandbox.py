@@ -107,6 +107,7 @@ def test_the_prompt_shows_one_example_and_no_hidden_test(level: int) -> None:
         assert task.level == str(level)
 
 
+@pytest.mark.slow
 def test_train_and_held_out_never_meet_whatever_the_seed_the_kind_or_the_example() -> None:
     def asked(text: str) -> str:
         return text.partition("\nExample")[0]
@@ -281,6 +282,7 @@ def test_golds_of_every_shape_pass(tmp_path: Path, line: dict[str, Any]) -> None
     assert all(test not in task.prompt[0].content for test in FUNCTION["test_list"][1:])
 
 
+@pytest.mark.slow
 def test_a_time_limit_of_a_contest_holds(tmp_path: Path) -> None:
     environment, task = start(tmp_path, PROGRAM | {"time_limit": 1})
     slow = say(

@@ -239,6 +239,7 @@ def test_what_cannot_be_the_function_never_enters_a_box(answer: str) -> None:
     assert verdict.checks["code"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["while True: pass", "import time\ntime.sleep(60)"])
 def test_code_that_never_ends_is_incorrect_within_its_limit(code: str) -> None:
     for answer in (f"```python\n{code}\n```", f"def add(a, b):\n    {code.replace(chr(10), chr(10) + '    ')}"):

@@ -155,6 +155,7 @@ def test_without_the_package_the_error_says_how_to_install_it(monkeypatch: pytes
         make_environment("math_solver", {"families": ["gcd"]})
 
 
+@pytest.mark.slow
 def test_problems_do_not_depend_on_the_hash_seed_of_the_process() -> None:
     script = (
         "from itertools import islice; from environments.math_solver import MathSolver\n"
@@ -189,7 +190,8 @@ def test_problems_do_not_depend_on_the_hash_seed_of_the_process() -> None:
         ("simple_integration", "x.diff", "not an arithmetic expression"),
         ("intermediate_integration", "Integral(x*exp(x), x)", "not arithmetic: 'Integral'"),
         ("simple_integration", "system(1)", "not arithmetic: 'system'"),
-        ("countdown", "9**9**9**9", "takes longer than|scored|cannot be read"),
+        # It takes the whole of the time that a scorer has.
+        pytest.param("countdown", "9**9**9**9", "takes longer than|scored|cannot be read", marks=pytest.mark.slow),
     ],
 )
 def test_a_scorer_that_accepts_too_much_or_evaluates_text_is_held_in_check(

@@ -88,6 +88,7 @@ def test_prompts_of_the_first_level_are_short() -> None:
     assert max(map(len, texts(list(islice(make().tasks("train"), 1000))))) <= 350
 
 
+@pytest.mark.slow
 def test_train_and_held_out_never_meet_whatever_the_seed() -> None:
     everything = (1, 2, 3, 4)
     train = {

@@ -117,6 +117,7 @@ def test_extra_reads_and_notes_change_no_verdict() -> None:
         assert judge(task, [*extra, *draw.scenario.golds[0]]).outcome == "correct", draw.family
 
 
+@pytest.mark.slow
 def test_splits_never_meet_and_tasks_are_stable_and_distinct() -> None:
     for level in FAMILIES:
         environment = make(levels=[level], num_train=300, num_held_out=150)
@@ -449,6 +450,7 @@ async def play(tasks: Sequence[Task], *, group_size: int = 1, extra: str = "") -
     return [episode for group in groups for episode in group.episodes]
 
 
+@pytest.mark.slow
 async def test_episodes_played_with_the_golds_are_right_online_and_offline(tmp_path: Path) -> None:
     tasks = [task for level in FAMILIES for _, task in draws(level, 40)]
     episodes = await play(tasks, group_size=2)

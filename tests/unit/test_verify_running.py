@@ -35,6 +35,7 @@ from verifiers.workers import Workers
 # ---- workers that fall, and runs that are stopped
 
 
+@pytest.mark.slow
 def test_a_record_that_kills_or_stalls_its_worker_is_invalid_and_the_rest_is_scored(tmp_path: Path, odd: str) -> None:
     answers = ["default"] * 5 + ["die"] + ["default"] * 20 + ["hang", "raise"] + ["default"] * 20
     source = write(tmp_path / "in.jsonl", [odd_record(odd, answer) for answer in answers])
@@ -115,6 +116,7 @@ def test_reading_stays_near_the_first_record_without_a_verdict(
     assert ahead < 50 + 3 * workers.MAX_CHUNK
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_progress_and_a_file_does_not(tmp_path: Path, odd: str) -> None:
     source = write(tmp_path / "in.jsonl", [odd_record(odd, "slow")] * 40)
 
@@ -138,6 +140,7 @@ def test_a_terminal_sees_progress_and_a_file_does_not(tmp_path: Path, odd: str) 
 # ---- light
 
 
+@pytest.mark.slow
 def test_no_training_library_is_imported(tmp_path: Path) -> None:
     lines = [MATH, CODE, SQL, TOOL_CALLS, {"environment": "math_solver"} | MATH]
     source = write(tmp_path / "in.jsonl", lines)
