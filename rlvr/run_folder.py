@@ -1,9 +1,10 @@
 """`runs/<name>/`: what a run leaves on disk, and how a later one finds its way back.
 
-    config.json            the resolved configuration
+    config.json            the resolved configuration, of the newest start
+    configs/*.json         that of each start, by its number: 002.json is what train-002.jsonl was played under
     metrics.jsonl          one line a step
     ledger.jsonl           one line a ticket: trained on, or dropped with a reason
-    episodes/*.jsonl       one line an episode, as it was judged, before any filter; a file each start of the run
+    episodes/*-002.jsonl   one line an episode, as it was judged, before any filter; two files each start of the run
     checkpoints/step-000040/
         run.json           step, mixture position, pending tickets, lengths of the logs   (written last, in a rename)
         learner/           DeepSpeed's state and random states
@@ -64,7 +65,7 @@ FRESH = RunState(
 
 
 class RunFolder:
-    """One process at a time owns a run folder; a second one is refused."""
+    """One process at a time owns a run folder; a second one is refused. `start` counts the starts of the run from 0."""
 
     def __init__(self, config: RunConfig) -> None:
         self.path = config.run_folder
@@ -88,12 +89,23 @@ class RunFolder:
                 shutil.rmtree(replaced)
             else:
                 replaced.rename(whole)
-        (self.path / "config.json").write_text(dump(config))
-        starts = len(list((self.path / "episodes").glob("train-*.jsonl")))
+        logs = (self.path / "episodes").glob("train-*")  # compressed ones too
+        self.start = max((int(log.name.split(".")[0].removeprefix("train-")) for log in logs), default=-1) + 1
+        self._write_config(dump(config))
         self._episodes: dict[str, IO[str]] = {
-            kind: (self.path / "episodes" / f"{kind}-{starts:03d}.jsonl").open("a") for kind in ("train", "eval")
+            kind: (self.path / "episodes" / f"{kind}-{self.start:03d}.jsonl").open("a") for kind in ("train", "eval")
         }
         self._metrics: IO[bytes] | None = None
+
+    def _write_config(self, text: str) -> None:
+        newest, each = self.path / "config.json", self.path / "configs"
+        each.mkdir(exist_ok=True)
+        for number in range(self.start if newest.is_file() else 0):
+            own = each / f"{number:03d}.json"
+            if not own.exists():  # a start from before they were kept: the newest is all there is
+                shutil.copyfile(newest, own)
+        for file in (each / f"{self.start:03d}.json", newest):
+            file.write_text(text)
 
     @property
     def ledger_path(self) -> Path:

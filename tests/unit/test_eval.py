@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rlvr.config import parse
 from rlvr.errors import ConfigError
 from rlvr.eval import Cell, draw, find_policy, read_budgets, tabulate, write
 from rlvr.evaluation import play_tasks, summarize
@@ -16,6 +17,7 @@ from rlvr.rollout.worker import Order
 from rlvr.run_folder import STATE_FILE
 from rlvr.types import Budget, Episode, Group, Outcome, episode_from_json
 from tests.fakes import make_completion, make_episode, make_task
+from verifiers.settings import settings_of
 
 
 def played(outcome: Outcome, budget: int | None, *, environment: str = "e", forced: tuple[int, ...] = ()) -> Episode:
@@ -46,13 +48,15 @@ def test_cells_are_by_environment_and_budget_and_leave_out_what_was_not_judged()
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
-    write(tmp_path / "eval", tabulate(EPISODES), EPISODES, policy="p", num_samples=0)
+    config = parse({"run": {"name": "r"}, "environments": [{"name": "e", "settings": {"wanted": "yes"}}]})
+    write(tmp_path / "eval", tabulate(EPISODES), EPISODES, policy="p", num_samples=0, config=config)
     record = json.loads((tmp_path / "eval" / "accuracy.json").read_text())
     assert (record["policy"], record["greedy"], record["num_samples"]) == ("p", True, 1)
     assert [cell["thinking_tokens"] for cell in record["cells"]] == [8, None, 8, None]
     assert [cell["standard_error"] is None for cell in record["cells"]] == [False, False, False, True]
     lines = (tmp_path / "eval" / "episodes.jsonl").read_text().splitlines()
     assert [episode_from_json(line) for line in lines] == EPISODES
+    assert settings_of("e", str(tmp_path / "eval" / "episodes.jsonl")) == ("e", {"wanted": "yes"})
     assert (tmp_path / "eval" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
