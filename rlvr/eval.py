@@ -213,6 +213,7 @@ async def _play(
                     workers,
                     tasks,
                     at_once=config.inference.num_seats,
+                    series="eval" if budget is None else f"eval-{budget}",
                     group_size=num_samples or 1,
                     temperature=member.section.temperature if num_samples else 0.0,
                     seed=config.run.seed,

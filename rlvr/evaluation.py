@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ async def play_tasks(
     tasks: Sequence[Task],
     *,
     at_once: int,
+    series: str,
     group_size: int = 1,
     temperature: float = 0.0,
     version: int = 0,
@@ -54,6 +56,7 @@ async def play_tasks(
 
     async def play(number: int, task: Task) -> Group:
         order = Order(
+            series=series,
             ticket=number,
             task=task,
             group_size=group_size,
@@ -81,6 +84,17 @@ def summarize(episodes: Sequence[Episode]) -> Evaluation:
         draft_acceptance=draft_acceptance(episodes),
         num_judged=len(everything),
     )
+
+
+def compare(before: Evaluation, after: Evaluation) -> dict[str, tuple[str, str]]:
+    """Rows of a table: all accuracies, those of each environment where there are several, and drafts accepted."""
+    rows = {f"held-out accuracy ({after.num_judged} tasks, greedy)": (before.accuracy, after.accuracy)}
+    if len(after.by_environment) > 1:
+        earlier = before.by_environment
+        rows |= {f"    {name}": (earlier.get(name, math.nan), now) for name, now in after.by_environment.items()}
+    if before.draft_acceptance is not None and after.draft_acceptance is not None:
+        rows["drafts accepted"] = (before.draft_acceptance, after.draft_acceptance)
+    return {name: (f"{then:.1%}", f"{now:.1%}") for name, (then, now) in rows.items()}
 
 
 def draft_acceptance(episodes: Sequence[Episode]) -> float | None:

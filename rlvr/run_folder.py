@@ -17,6 +17,7 @@ one before. A resumed run cuts the logs back to the checkpoint.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -95,6 +96,7 @@ class RunFolder:
         self._episodes: dict[str, IO[str]] = {
             kind: (self.path / "episodes" / f"{kind}-{self.start:03d}.jsonl").open("a") for kind in ("train", "eval")
         }
+        self._evaluations = itertools.count()
         self._metrics: IO[bytes] | None = None
 
     def _write_config(self, text: str) -> None:
@@ -111,6 +113,15 @@ class RunFolder:
     def ledger_path(self) -> Path:
         """See `rlvr.ledger`."""
         return self.path / "ledger.jsonl"
+
+    @property
+    def train_series(self) -> str:
+        """What tickets are numbered in, for ids of episodes: a start that a kill cut off had the same tickets."""
+        return f"train-{self.start:03d}"
+
+    def next_eval_series(self) -> str:
+        """The same for one evaluation: the next will play the same tasks."""
+        return f"eval-{self.start:03d}.{next(self._evaluations)}"
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint."""

@@ -18,8 +18,13 @@ from rlvr.types import Group, Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What the controller asks of a worker: `group_size` episodes of one task. `ticket` numbers the draw."""
+    """What the controller asks of a worker: `group_size` episodes of one task.
 
+    `ticket` numbers the draw within `series`, as `RunFolder.train_series`. Both go into the ids of the episodes, which
+    differ in a whole run; their draws depend on `seed`, task and `ticket` alone, so a resumed run makes the same.
+    """
+
+    series: str
     ticket: int
     task: Task
     group_size: int
@@ -60,13 +65,13 @@ class RolloutWorker:
             *(
                 play(
                     order.task,
-                    episode_id=f"{order.task.id}@{order.ticket}#{index}",
+                    episode_id=f"{order.task.id}@{order.series}.{order.ticket}#{index}",
                     environment=self._single_use(order.task.environment),
                     sampler=self._sampler,
                     renderer=self._renderer,
                     max_model_len=self._max_model_len,
                     temperature=order.temperature,
-                    seed=order.seed,
+                    seed=f"{order.seed}/{order.task.id}@{order.ticket}#{index}",
                     threads=self._threads,
                 )
                 for index in range(order.group_size)

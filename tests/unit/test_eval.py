@@ -12,7 +12,7 @@ import pytest
 from rlvr.config import parse
 from rlvr.errors import ConfigError
 from rlvr.eval import Cell, draw, find_policy, read_budgets, tabulate, write
-from rlvr.evaluation import play_tasks, summarize
+from rlvr.evaluation import Evaluation, compare, play_tasks, summarize
 from rlvr.rollout.worker import Order
 from rlvr.run_folder import STATE_FILE
 from rlvr.types import Budget, Episode, Group, Outcome, episode_from_json
@@ -106,6 +106,20 @@ def test_a_summary_leaves_out_the_invalid_and_tells_the_environments_apart() -> 
     assert summarize([played("invalid", 1)]).by_environment == {}
 
 
+def test_before_and_after_are_compared_by_what_both_have() -> None:
+    before = Evaluation(accuracy=0.25, by_environment={"e": 0.25}, draft_acceptance=0.5, num_judged=4)
+    after = Evaluation(accuracy=0.5, by_environment={"e": 1.0, "f": 0.0}, draft_acceptance=0.75, num_judged=8)
+    title = "held-out accuracy (8 tasks, greedy)"
+    assert compare(before, after) == {
+        title: ("25.0%", "50.0%"),
+        "    e": ("25.0%", "100.0%"),
+        "    f": ("nan%", "0.0%"),
+        "drafts accepted": ("50.0%", "75.0%"),
+    }
+    alone = dataclasses.replace(after, by_environment={"e": 0.5}, draft_acceptance=None)
+    assert list(compare(before, alone)) == [title]
+
+
 async def test_tasks_are_played_in_order_and_never_more_at_once_than_asked() -> None:
     under_way = most = 0
 
@@ -120,6 +134,6 @@ async def test_tasks_are_played_in_order_and_never_more_at_once_than_asked() -> 
             return Group(task=order.task, episodes=episodes, birth_version=0)
 
     tasks = [make_task(number) for number in range(20)]
-    episodes = await play_tasks([Player(), Player()], tasks, at_once=3, group_size=2)
+    episodes = await play_tasks([Player(), Player()], tasks, at_once=3, series="s", group_size=2)
     assert most == 3
     assert [episode.task.id for episode in episodes] == [task.id for task in tasks for _ in range(2)]

@@ -209,6 +209,15 @@ def start_again(config: RunConfig, seed: int) -> None:
     again.close()
 
 
+def test_no_two_series_of_a_run_have_one_name(config: RunConfig, folder: RunFolder) -> None:
+    names = [folder.train_series, folder.next_eval_series(), folder.next_eval_series()]
+    assert names == ["train-000", "eval-000.0", "eval-000.1"]
+    folder.close()
+    again = RunFolder(config)
+    assert {again.train_series, again.next_eval_series()} == {"train-001", "eval-001.0"}
+    again.close()
+
+
 def seeds(folder: Path) -> dict[str, int]:
     files = [folder / "config.json", *sorted((folder / "configs").iterdir())]
     return {file.stem: json.loads(file.read_text())["run"]["seed"] for file in files}
