@@ -78,7 +78,7 @@ class Controller:
         self._before = state.before
         self._trained_seconds = state.trained_seconds
         self._members = members
-        self._sections = {member.environment.name: member.section for member in members}
+        self._sections = {member.name: member.section for member in members}
         self._mixture = Mixture(members, seed=config.run.seed, by=config.mixture.by, position=state.position)
         self._readmit = list(state.pending)
         self.ledger = Ledger(folder.ledger_path, length=state.ledger_length)
@@ -203,6 +203,7 @@ class Controller:
             series=self.folder.train_series,
             ticket=ticket.number,
             task=ticket.task,
+            environment=list(self._sections).index(ticket.task.environment),
             group_size=section.group_size,
             temperature=section.temperature,
             birth_version=birth_version,
@@ -351,6 +352,7 @@ class Controller:
         episodes = await play_tasks(
             self.workers,
             tasks,
+            names=list(self._sections),
             at_once=self.config.inference.num_seats,
             series=self.folder.next_eval_series(),
             version=self.live_version,

@@ -212,6 +212,7 @@ async def _play(
                 played = await play_tasks(
                     workers,
                     tasks,
+                    names=[each.name for each in members],
                     at_once=config.inference.num_seats,
                     series="eval" if budget is None else f"eval-{budget}",
                     group_size=num_samples or 1,
@@ -219,9 +220,7 @@ async def _play(
                     seed=config.run.seed,
                 )
                 limit = "" if budget is None else f", {budget} thinking tokens"
-                reporter.say(
-                    f"{member.environment.name}{limit}: {summarize(played).accuracy:.1%} of {len(tasks)} tasks"
-                )
+                reporter.say(f"{member.name}{limit}: {summarize(played).accuracy:.1%} of {len(tasks)} tasks")
                 episodes += played
         return episodes
     finally:

@@ -41,6 +41,7 @@ async def play_tasks(
     players: Sequence[Player],
     tasks: Sequence[Task],
     *,
+    names: Sequence[str],
     at_once: int,
     series: str,
     group_size: int = 1,
@@ -50,7 +51,8 @@ async def play_tasks(
 ) -> list[Episode]:
     """Every task `group_size` times, shared out over the players, at most `at_once` tasks under way.
 
-    More would only wait in the engines, on the time of their own budgets.
+    More would only wait in the engines, on the time of their own budgets. `names` are those of the config's
+    environments, in its order.
     """
     free = asyncio.Semaphore(at_once)
 
@@ -59,6 +61,7 @@ async def play_tasks(
             series=series,
             ticket=number,
             task=task,
+            environment=names.index(task.environment),
             group_size=group_size,
             temperature=temperature,
             birth_version=version,

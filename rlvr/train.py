@@ -80,7 +80,7 @@ def check_pending(folder: RunFolder, members: Sequence[Member]) -> None:
         return
     pending = Counter(ticket.task.environment for ticket in folder.load_state(checkpoint).pending)
     for member in members:
-        del pending[member.environment.name]
+        del pending[member.name]
     if pending:
         missing = ", ".join(f"{name!r} ({count} tasks)" for name, count in pending.items())
         raise ConfigError(

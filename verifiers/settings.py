@@ -26,11 +26,11 @@ def settings_of(environment: str, file: str) -> tuple[str, dict[str, Any]]:
         return environment, {}
     sections = json.loads(config.read_text()).get("environments", [])
     for section in sections:
-        if section["name"] == environment:
-            return environment, section["settings"]
-    # Tasks carry the class's own name.
+        if (section.get("label") or section["name"]) == environment:
+            return section["name"], section["settings"]
+    # Without a label, tasks carry the class's own name.
     for section in sections:
-        if load_environment(section["name"]).name == environment:
+        if not section.get("label") and load_environment(section["name"]).name == environment:
             return section["name"], section["settings"]
     raise LookupError(f"{environment!r} is not in {config}")
 

@@ -126,6 +126,7 @@ async def test_tasks_are_played_in_order_and_never_more_at_once_than_asked() -> 
     class Player:
         async def play(self, order: Order) -> Group:
             nonlocal under_way, most
+            assert (order.environment, order.task.environment) == (1, "e")
             under_way += 1
             most = max(most, under_way)
             await asyncio.sleep(0.001 * (5 - order.ticket % 5))
@@ -134,6 +135,6 @@ async def test_tasks_are_played_in_order_and_never_more_at_once_than_asked() -> 
             return Group(task=order.task, episodes=episodes, birth_version=0)
 
     tasks = [make_task(number) for number in range(20)]
-    episodes = await play_tasks([Player(), Player()], tasks, at_once=3, series="s", group_size=2)
+    episodes = await play_tasks([Player(), Player()], tasks, names=["d", "e"], at_once=3, series="s", group_size=2)
     assert most == 3
     assert [episode.task.id for episode in episodes] == [task.id for task in tasks for _ in range(2)]

@@ -40,6 +40,13 @@ class Quick(Waits):
         return FakeVerifier()
 
 
+class Wrong(Waits):
+    """Goes by the name of the other, and judges otherwise."""
+
+    def verifier(self) -> FakeVerifier:  # type: ignore[override]
+        return FakeVerifier("incorrect")
+
+
 class Answers:
     def __init__(self) -> None:
         self.seeds: list[int | None] = []
@@ -49,11 +56,12 @@ class Answers:
         return make_completion(CharacterTokenizer().encode("</think>4<|im_end|>"))
 
 
-def order(*, group_size: int, ticket: int = 0, series: str = "train-000") -> Order:
+def order(*, group_size: int, ticket: int = 0, environment: int = 0, series: str = "train-000") -> Order:
     return Order(
         series=series,
         ticket=ticket,
         task=make_task(),
+        environment=environment,
         group_size=group_size,
         temperature=1.0,
         birth_version=0,
@@ -90,3 +98,15 @@ async def test_a_ticket_that_is_played_again_has_other_ids_and_the_same_draws() 
     assert len(set(ids)) == len(ids) == 10
     assert answers.seeds[:2] * 4 == answers.seeds[:8]
     assert len({*answers.seeds}) == 4, "two of a group, and two of another ticket"
+
+
+async def test_two_environments_of_one_name_are_told_apart_by_their_place() -> None:
+    worker = RolloutWorker(
+        environments=[(f"{Path(__file__)}:{name}", {}) for name in ("Quick", "Wrong")],
+        tokenizer=CharacterTokenizer(),
+        sampler=Answers(),
+        max_model_len=10_000,
+    )
+    groups = [await worker.play(order(group_size=1, environment=place)) for place in (0, 1)]
+    await worker.close()
+    assert [group.episodes[0].verdict.outcome for group in groups] == ["correct", "incorrect"]

@@ -443,7 +443,14 @@ async def play(tasks: Sequence[Task], *, group_size: int = 1, extra: str = "") -
     worker = RolloutWorker(
         environments=[(FILE, {})], tokenizer=CharacterTokenizer(), sampler=Golds(tasks, extra), max_model_len=100_000
     )
-    order = {"series": "t", "group_size": group_size, "temperature": 1.0, "birth_version": 0, "seed": 0}
+    order = {
+        "series": "t",
+        "environment": 0,
+        "group_size": group_size,
+        "temperature": 1.0,
+        "birth_version": 0,
+        "seed": 0,
+    }
     groups = [await worker.play(Order(ticket=key, task=task, **order)) for key, task in enumerate(tasks)]  # type: ignore[arg-type]
     await worker.close()
     return [episode for group in groups for episode in group.episodes]

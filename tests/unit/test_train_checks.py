@@ -62,9 +62,15 @@ def test_a_limited_thought_needs_a_mark_of_one_token(without_mtp: Path, tmp_path
         check_policy(settings, folder)
 
 
-def test_the_same_environment_twice_is_refused() -> None:
-    with pytest.raises(ConfigError, match="each may stand in the mixture once"):
+def test_the_same_environment_twice_needs_labels() -> None:
+    with pytest.raises(ConfigError, match=r"cannot tell 'math_solver' from .*label of its own, as in label = \"math_"):
         prepare(make(environments=[{"name": "math_solver"}] * 2), Reporter())
+    labels = [{"name": "math_solver", "label": label} for label in ("easy", "easy")]
+    with pytest.raises(ConfigError, match="cannot tell 'easy'"):
+        prepare(make(environments=labels), Reporter())
+    labels[1]["label"] = "hard"
+    settings = make(environments=[*labels, {"name": "math_solver"}])
+    assert [member.name for member in make_members(settings.environments)] == ["easy", "hard", "math_solver"]
 
 
 def test_a_wrong_setting_of_an_environment_lists_the_known_ones() -> None:

@@ -283,6 +283,22 @@ def test_episodes_are_judged_by_the_config_of_their_own_start(run_folder: Path, 
     assert got == {"train-000.jsonl": True, "eval-001.jsonl": False, "episodes.jsonl": True}
 
 
+def test_episodes_of_one_environment_under_two_labels_are_judged_by_their_own_settings(
+    run_folder: Path, odd: str, tmp_path: Path
+) -> None:
+    log = run_folder / "episodes" / "train-000.jsonl"
+    line = log.read_text().splitlines()[3]  # "changed" was right online
+    sections = [
+        {"name": odd, "label": "one", "settings": {"wanted": "changed"}},
+        {"name": odd, "label": "two", "settings": {}},
+        {"name": odd, "label": None, "settings": {"wanted": "changed"}},
+    ]
+    (run_folder / "config.json").write_text(json.dumps({"environments": sections}))
+    write(log, [line.replace('"environment":"odd"', f'"environment":"{name}"') for name in ("one", "two", "odd")])
+    assert verify(run_folder, "--out", tmp_path / "out.jsonl") == 0
+    assert [each["as_online"] for each in read(tmp_path / "out.jsonl")] == [True, False, True]
+
+
 def test_the_gold_answers_of_an_environment_are_scored(run_folder: Path) -> None:
     assert verify(run_folder, "--gold") == 0
 
