@@ -20,6 +20,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from rlvr.tasks import Position, Ticket
 from rlvr.types import Episode
 
 STATE_FILE = "run.json"
+_LOG = re.compile(r"train-(\d+)\.jsonl")  # or compressed since
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +92,8 @@ class RunFolder:
                 shutil.rmtree(replaced)
             else:
                 replaced.rename(whole)
-        logs = (self.path / "episodes").glob("train-*")  # compressed ones too
-        self.start = max((int(log.name.split(".")[0].removeprefix("train-")) for log in logs), default=-1) + 1
+        logs = (_LOG.match(file.name) for file in (self.path / "episodes").iterdir())
+        self.start = max((int(log[1]) for log in logs if log), default=-1) + 1
         self._write_config(dump(config))
         self._episodes: dict[str, IO[str]] = {
             kind: (self.path / "episodes" / f"{kind}-{self.start:03d}.jsonl").open("a") for kind in ("train", "eval")

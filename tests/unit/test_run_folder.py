@@ -226,7 +226,8 @@ def seeds(folder: Path) -> dict[str, int]:
 def test_every_start_keeps_the_config_that_its_episodes_were_played_under(config: RunConfig, folder: RunFolder) -> None:
     folder.close()
     start_again(config, 7)
-    # Compressed logs count as starts.
+    # Compressed logs count as starts, and other files do not.
+    (folder.path / "episodes" / "train-merged.jsonl").write_text("")
     (folder.path / "episodes" / "train-001.jsonl").rename(folder.path / "episodes" / "train-001.jsonl.gz")
     start_again(config, 9)
     assert seeds(folder.path) == {"config": 9, "000": 0, "001": 7, "002": 9}
