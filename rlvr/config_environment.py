@@ -62,6 +62,11 @@ class EnvironmentSection(Section):
     """One member of the mixture. Every budget may be "unlimited"; the thinking budget is drawn for each task."""
 
     name: str = Field(description="an installed environment's name, path/to/file.py:Class, or http://host:port")
+    label: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="stands for it in metrics and task ids (default: its own name); tells two of one name apart",
+    )
     weight: PositiveFloat = 1.0
     settings: dict[str, Any] = Field(default_factory=dict)
     thinking_tokens: Annotated[tuple[ThinkingBudget, ...], BeforeValidator(_thinking_budgets)] = Field(
@@ -132,7 +137,7 @@ def check_importance(where: str, algorithm: AlgorithmSection) -> None:
 
 def check_environment(section: EnvironmentSection, *, max_model_len: int) -> None:
     """Raises `ValueError` where the section contradicts itself or the engine's context."""
-    where = f"environment {section.name!r}"
+    where = f"environment {section.label or section.name!r}"
     check_sampling(where, section.group_size, section.temperature)
     check_importance(f"{where}: algorithm", section.algorithm)
     if section.completion_tokens == "unlimited":

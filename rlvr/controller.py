@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import random
 import signal
 import time
@@ -36,7 +35,7 @@ from rlvr.batching import pack, split_updates
 from rlvr.buffer import GroupBuffer, Ready
 from rlvr.config import RunConfig
 from rlvr.errors import DeadlineExceeded, RlvrError
-from rlvr.evaluation import Evaluation, play_tasks, summarize
+from rlvr.evaluation import Evaluation, compare, play_tasks, summarize
 from rlvr.inference.engine import Engine
 from rlvr.ledger import Ledger
 from rlvr.metrics import RolloutMeter
@@ -79,7 +78,7 @@ class Controller:
         self._before = state.before
         self._trained_seconds = state.trained_seconds
         self._members = members
-        self._sections = {member.environment.name: member.section for member in members}
+        self._sections = {member.name: member.section for member in members}
         self._mixture = Mixture(members, seed=config.run.seed, by=config.mixture.by, position=state.position)
         self._readmit = list(state.pending)
         self.ledger = Ledger(folder.ledger_path, length=state.ledger_length)
@@ -150,16 +149,10 @@ class Controller:
         """The last evaluation, and the comparison with the first."""
         after = await self.evaluate(self.config.eval.num_tasks)
         self.accuracy = after.accuracy
-        rows = {f"held-out accuracy ({after.num_judged} tasks, greedy)": (self._before.accuracy, after.accuracy)}
-        if len(self._members) > 1:
-            before = self._before.by_environment
-            rows |= {f"    {name}": (before.get(name, math.nan), now) for name, now in after.by_environment.items()}
-        if after.draft_acceptance is not None and self._before.draft_acceptance is not None:
-            rows["drafts accepted"] = (self._before.draft_acceptance, after.draft_acceptance)
         self.reporter.table(
             f"{self.config.run.name}: {self.step} steps, {self._trained_seconds / 60:.1f} minutes of training, "
             f"{self.ledger.num_trained} tasks trained on, {self.ledger.dropped.total()} dropped",
-            {name: (f"{before:.1%}", f"{now:.1%}") for name, (before, now) in rows.items()},
+            compare(self._before, after),
         )
         self.folder.write_metrics(
             {"step": self.step, "eval/accuracy/before": self._before.accuracy, "eval/accuracy/after": after.accuracy}
@@ -207,8 +200,10 @@ class Controller:
         """One group, from its admission to the buffer or the list of the dropped."""
         section = self._sections[ticket.task.environment]
         order = Order(
+            series=self.folder.train_series,
             ticket=ticket.number,
             task=ticket.task,
+            environment=list(self._sections).index(ticket.task.environment),
             group_size=section.group_size,
             temperature=section.temperature,
             birth_version=birth_version,
@@ -357,7 +352,9 @@ class Controller:
         episodes = await play_tasks(
             self.workers,
             tasks,
+            names=list(self._sections),
             at_once=self.config.inference.num_seats,
+            series=self.folder.next_eval_series(),
             version=self.live_version,
             seed=self.config.run.seed,
         )

@@ -1,6 +1,7 @@
 """`rlvr eval`: held-out accuracy by environment, and against the thinking budget, with the engines of training.
 
 policy -> engines -> workers -> held-out tasks under each budget -> table, accuracy.json, accuracy.png, episodes.jsonl
+and the config.json that `rlvr verify` judges them by
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Literal
 
 from rlvr import types
 from rlvr.actors import EngineHandle, WorkerHandle
-from rlvr.config import RunConfig
+from rlvr.config import RunConfig, dump
 from rlvr.config_environment import ThinkingBudget
 from rlvr.errors import ConfigError
 from rlvr.evaluation import draft_acceptance, play_tasks, summarize
@@ -79,7 +80,7 @@ def evaluate(
         reporter.close()
     cells = tabulate(episodes)
     target = Path(output) if output else config.run_folder / "eval"
-    write(target, cells, episodes, policy=folder, num_samples=num_samples)
+    write(target, cells, episodes, policy=folder, num_samples=num_samples, config=config)
     show(reporter, cells, target, how=f"{num_samples} samples a task" if num_samples else "greedy")
     return cells
 
@@ -121,8 +122,16 @@ def tabulate(episodes: Sequence[Episode]) -> list[Cell]:
     return [_cell(environment, tokens, played) for (environment, tokens), played in groups.items()]
 
 
-def write(target: Path, cells: Sequence[Cell], episodes: Sequence[Episode], *, policy: str, num_samples: int) -> None:
-    """accuracy.json, accuracy.png and episodes.jsonl in a folder."""
+def write(
+    target: Path,
+    cells: Sequence[Cell],
+    episodes: Sequence[Episode],
+    *,
+    policy: str,
+    num_samples: int,
+    config: RunConfig,
+) -> None:
+    """accuracy.json, accuracy.png, episodes.jsonl and config.json in a folder."""
     target.mkdir(parents=True, exist_ok=True)
     record = {
         "policy": policy,
@@ -134,6 +143,7 @@ def write(target: Path, cells: Sequence[Cell], episodes: Sequence[Episode], *, p
     (target / "accuracy.json").write_text(json.dumps(record, indent=2) + "\n")
     with (target / "episodes.jsonl").open("w") as file:
         file.writelines(types.to_json_line(episode) + "\n" for episode in episodes)
+    (target / "config.json").write_text(dump(config))
     draw(cells, target / "accuracy.png")
 
 
@@ -202,15 +212,15 @@ async def _play(
                 played = await play_tasks(
                     workers,
                     tasks,
+                    names=[each.name for each in members],
                     at_once=config.inference.num_seats,
+                    series="eval" if budget is None else f"eval-{budget}",
                     group_size=num_samples or 1,
                     temperature=member.section.temperature if num_samples else 0.0,
                     seed=config.run.seed,
                 )
                 limit = "" if budget is None else f", {budget} thinking tokens"
-                reporter.say(
-                    f"{member.environment.name}{limit}: {summarize(played).accuracy:.1%} of {len(tasks)} tasks"
-                )
+                reporter.say(f"{member.name}{limit}: {summarize(played).accuracy:.1%} of {len(tasks)} tasks")
                 episodes += played
         return episodes
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,9 @@ async def play_tasks(
     players: Sequence[Player],
     tasks: Sequence[Task],
     *,
+    names: Sequence[str],
     at_once: int,
+    series: str,
     group_size: int = 1,
     temperature: float = 0.0,
     version: int = 0,
@@ -48,14 +51,17 @@ async def play_tasks(
 ) -> list[Episode]:
     """Every task `group_size` times, shared out over the players, at most `at_once` tasks under way.
 
-    More would only wait in the engines, on the time of their own budgets.
+    More would only wait in the engines, on the time of their own budgets. `names` are those of the config's
+    environments, in its order.
     """
     free = asyncio.Semaphore(at_once)
 
     async def play(number: int, task: Task) -> Group:
         order = Order(
+            series=series,
             ticket=number,
             task=task,
+            environment=names.index(task.environment),
             group_size=group_size,
             temperature=temperature,
             birth_version=version,
@@ -81,6 +87,17 @@ def summarize(episodes: Sequence[Episode]) -> Evaluation:
         draft_acceptance=draft_acceptance(episodes),
         num_judged=len(everything),
     )
+
+
+def compare(before: Evaluation, after: Evaluation) -> dict[str, tuple[str, str]]:
+    """Rows of a table: all accuracies, those of each environment where there are several, and drafts accepted."""
+    rows = {f"held-out accuracy ({after.num_judged} tasks, greedy)": (before.accuracy, after.accuracy)}
+    if len(after.by_environment) > 1:
+        earlier = before.by_environment
+        rows |= {f"    {name}": (earlier.get(name, math.nan), now) for name, now in after.by_environment.items()}
+    if before.draft_acceptance is not None and after.draft_acceptance is not None:
+        rows["drafts accepted"] = (before.draft_acceptance, after.draft_acceptance)
+    return {name: (f"{then:.1%}", f"{now:.1%}") for name, (then, now) in rows.items()}
 
 
 def draft_acceptance(episodes: Sequence[Episode]) -> float | None:

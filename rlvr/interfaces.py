@@ -44,7 +44,7 @@ class WorkedExample(NamedTuple):
     """One assistant message to learn from before any reward; `prompt` is all that comes before it.
 
     An environment whose `worked_examples(seed)` yields these without end, of training tasks only, can teach the
-    starter policy.
+    starter policy; one that has none under its settings yields nothing.
     """
 
     prompt: tuple[Message, ...]

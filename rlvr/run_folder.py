@@ -1,9 +1,10 @@
 """`runs/<name>/`: what a run leaves on disk, and how a later one finds its way back.
 
-    config.json            the resolved configuration
+    config.json            the resolved configuration, of the newest start
+    configs/*.json         that of each start, by its number: 002.json is what train-002.jsonl was played under
     metrics.jsonl          one line a step
     ledger.jsonl           one line a ticket: trained on, or dropped with a reason
-    episodes/*.jsonl       one line an episode, as it was judged, before any filter; a file each start of the run
+    episodes/*-002.jsonl   one line an episode, as it was judged, before any filter; two files each start of the run
     checkpoints/step-000040/
         run.json           step, mixture position, pending tickets, lengths of the logs   (written last, in a rename)
         learner/           DeepSpeed's state and random states
@@ -16,8 +17,10 @@ one before. A resumed run cuts the logs back to the checkpoint.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +35,7 @@ from rlvr.tasks import Position, Ticket
 from rlvr.types import Episode
 
 STATE_FILE = "run.json"
+_LOG = re.compile(r"train-(\d+)\.jsonl")  # or compressed since
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,7 @@ FRESH = RunState(
 
 
 class RunFolder:
-    """One process at a time owns a run folder; a second one is refused."""
+    """One process at a time owns a run folder; a second one is refused. `start` counts the starts of the run from 0."""
 
     def __init__(self, config: RunConfig) -> None:
         self.path = config.run_folder
@@ -88,17 +92,38 @@ class RunFolder:
                 shutil.rmtree(replaced)
             else:
                 replaced.rename(whole)
-        (self.path / "config.json").write_text(dump(config))
-        starts = len(list((self.path / "episodes").glob("train-*.jsonl")))
+        logs = (_LOG.match(file.name) for file in (self.path / "episodes").iterdir())
+        self.start = max((int(log[1]) for log in logs if log), default=-1) + 1
+        self._write_config(dump(config))
         self._episodes: dict[str, IO[str]] = {
-            kind: (self.path / "episodes" / f"{kind}-{starts:03d}.jsonl").open("a") for kind in ("train", "eval")
+            kind: (self.path / "episodes" / f"{kind}-{self.start:03d}.jsonl").open("a") for kind in ("train", "eval")
         }
+        self._evaluations = itertools.count()
         self._metrics: IO[bytes] | None = None
+
+    def _write_config(self, text: str) -> None:
+        newest, each = self.path / "config.json", self.path / "configs"
+        each.mkdir(exist_ok=True)
+        for number in range(self.start if newest.is_file() else 0):
+            own = each / f"{number:03d}.json"
+            if not own.exists():  # a start from before they were kept: the newest is all there is
+                shutil.copyfile(newest, own)
+        for file in (each / f"{self.start:03d}.json", newest):
+            file.write_text(text)
 
     @property
     def ledger_path(self) -> Path:
         """See `rlvr.ledger`."""
         return self.path / "ledger.jsonl"
+
+    @property
+    def train_series(self) -> str:
+        """What tickets are numbered in, for ids of episodes: a start that a kill cut off had the same tickets."""
+        return f"train-{self.start:03d}"
+
+    def next_eval_series(self) -> str:
+        """The same for one evaluation: the next will play the same tasks."""
+        return f"eval-{self.start:03d}.{next(self._evaluations)}"
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint."""

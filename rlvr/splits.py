@@ -1,10 +1,12 @@
-"""For environments: splits that never meet, whatever the seed, and tasks of a split from a stream of problems."""
+"""For environments: splits that never meet, whatever the seed, and tasks of a split from problems drawn or read."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from rlvr.errors import ConfigError
@@ -12,7 +14,7 @@ from rlvr.types import Split, Task
 
 # About one text in so many is held out.
 HELD_OUT_EVERY = 8
-# Draws in a row without a new problem after which a held-out set of the asked size is given up.
+# Draws without a new problem after which a held-out set of the asked size is given up.
 PATIENCE = 20_000
 
 
@@ -31,10 +33,20 @@ def even(text: str) -> str:
     return " ".join(text.split())
 
 
-def split_of(text: str) -> Split:
-    """The split that a problem belongs to, by a hash of its text with white space made even."""
-    digest = hashlib.sha256(even(text).encode()).digest()
+def split_of(text: str, *, exactly: bool = False) -> Split:
+    """The split that a problem belongs to, by a hash of its text with white space made even, or `exactly` as it is."""
+    digest = hashlib.sha256((text if exactly else even(text)).encode()).digest()
     return "held_out" if int.from_bytes(digest[:8], "big") % HELD_OUT_EVERY == 0 else "train"
+
+
+def mixed_levels(
+    levels: Sequence[int], generate: Callable[[int], Iterator[P]], *, seed: int, split: Split
+) -> Iterator[P]:
+    """Problems of endless streams, one a level, each from a level drawn from `levels`."""
+    rng = random.Random(f"{seed}/{split}")
+    streams = {level: generate(level) for level in levels}
+    while True:
+        yield next(streams[rng.choice(levels)])
 
 
 def tasks_of(
@@ -69,6 +81,20 @@ def tasks_of(
         yield make(len(seen) - 1, problem)
         if len(seen) == num_held_out:
             return
+
+
+def lines_of_file(path: str | Path, *, source: str) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text of each line that is not blank, for what `settings.path` names.
+
+    Raises `ConfigError`, which names `source` ("math_solver"), where it cannot be read.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: settings.path = {str(path)!r} cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, line
 
 
 def tasks_of_file(

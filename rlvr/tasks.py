@@ -27,6 +27,11 @@ class Member:
     environment: Environment
     levels: Mapping[str, Environment] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """What its tasks, metrics and records go by: the config's label, or the environment's own name."""
+        return self.section.label or self.environment.name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
@@ -66,9 +71,13 @@ class Position:
 def make_members(sections: Sequence[EnvironmentSection]) -> tuple[Member, ...]:
     """The environments that a config names, each with the levels of its curriculum. Raises `ConfigError`."""
     members = tuple(_member(section) for section in sections)
-    names = [member.environment.name for member in members]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"environments {names}: each may stand in the mixture once; add up their weights instead")
+    names = [member.name for member in members]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"environments {names}: the mixture cannot tell {twice!r} from {twice!r}; give each a label of its own, as "
+            f'in label = "{twice}_2", or name it once and add up the weights'
+        )
     return members
 
 
@@ -100,7 +109,7 @@ class Mixture:
         position: Position | None = None,
     ) -> None:
         position = position or Position()
-        self._members = {member.environment.name: member for member in members}
+        self._members = {member.name: member for member in members}
         self._seed = seed
         self._by = by
         self._next_number = position.next_number
@@ -129,11 +138,11 @@ class Mixture:
         """The next ticket. Raises `ConfigError` for an environment without training tasks."""
         rng = random.Random(f"{self._seed}/{self._next_number}")
         name = _choose(rng, self._weights())
-        section = self._members[name].section
+        member = self._members[name]
         weights = self.level_weights(name)
         level = _choose(rng, weights) if weights else ""
         stream = f"{name}/{level}" if level else name
-        task = with_budget(_at_level(next(self._streams[stream]), level), section, rng)
+        task = with_budget(_labelled(_at_level(next(self._streams[stream]), level), member), member.section, rng)
         ticket = Ticket(number=self._next_number, task=task)
         self._next_number += 1
         self._taken[stream] += 1
@@ -221,8 +230,8 @@ def held_out(members: Sequence[Member], *, num_tasks: int) -> list[Task]:
         section = section.model_copy(update={"thinking_tokens": (generous,)})
         tasks = list(itertools.islice(member.environment.tasks("held_out"), count))
         if not tasks:
-            raise ConfigError(f"environment {section.name!r} has no held-out tasks; evaluation needs some")
-        chosen.extend(with_budget(task, section, random.Random(0)) for task in tasks)
+            raise ConfigError(f"environment {member.name!r} has no held-out tasks; evaluation needs some")
+        chosen.extend(with_budget(_labelled(task, member), section, random.Random(0)) for task in tasks)
     return chosen
 
 
@@ -234,7 +243,7 @@ def share_out(num_tasks: int, members: Sequence[Member]) -> list[int]:
 
 def _streams(members: Sequence[Member]) -> Iterator[tuple[str, Environment]]:
     for member in members:
-        name = member.environment.name
+        name = member.name
         if member.section.curriculum is None:
             yield name, member.environment
         else:
@@ -251,6 +260,13 @@ def _at_level(task: Task, level: str) -> Task:
     # Each level numbers its own tasks: the level makes the id unique again.
     environment, split, key = task.id.split("/", 2)
     return dataclasses.replace(task, id=f"{environment}/{split}/level-{level}/{key}", level=level)
+
+
+def _labelled(task: Task, member: Member) -> Task:
+    if member.section.label is None:
+        return task
+    _, _, rest = task.id.partition("/")
+    return dataclasses.replace(task, id=f"{member.name}/{rest}", environment=member.name)
 
 
 def _endless(environment: Environment, split: Split = "train") -> Iterator[Task]:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ def train(config: RunConfig, *, reporter: Reporter | None = None, engine_class: 
     try:
         reporter.say(f"run folder {folder.path}")
         prepared = prepare(config, reporter)
+        check_pending(folder, prepared.members)
         reporter.progress("starting Ray")
         with RayConnection(config, reporter):
             from rlvr.controller import Controller
@@ -69,6 +71,23 @@ def prepare(config: RunConfig, reporter: Reporter) -> Prepared:
     return Prepared(
         members=members, model_folder=model_folder, vocabulary_size=check_policy(config, Path(model_folder))
     )
+
+
+def check_pending(folder: RunFolder, members: Sequence[Member]) -> None:
+    """Whether the tasks that a resumed run takes up again still have their environments. Raises `ConfigError`."""
+    checkpoint = folder.latest()
+    if checkpoint is None:
+        return
+    pending = Counter(ticket.task.environment for ticket in folder.load_state(checkpoint).pending)
+    for member in members:
+        del pending[member.name]
+    if pending:
+        missing = ", ".join(f"{name!r} ({count} tasks)" for name, count in pending.items())
+        raise ConfigError(
+            f"run folder {folder.path} goes on from {checkpoint.name}, which has tasks under way of environments that "
+            f"the configuration lacks: {missing}; put them back under [[environments]], or start another run from "
+            f"these weights: run.name=NEW policy.path={checkpoint / 'model'}"
+        )
 
 
 def policy_folder(config: RunConfig, environments: Sequence[Environment], reporter: Reporter) -> str:

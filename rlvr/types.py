@@ -208,7 +208,11 @@ def judged(judge: Judge, outcome: Outcome, reason: str, *, checks: dict[str, boo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """One attempt at a task, judged. `timings` are seconds by name ("sample", "verify", "total")."""
+    """One attempt at a task, judged. `timings` are seconds by name ("sample", "verify", "total").
+
+    `id` is like no other in a run: "math_solver/train/17@train-000.57#3" is the fourth of ticket 57's group, in the
+    run's first start; "...@eval-000.2.5#0" was played by that start's third evaluation.
+    """
 
     id: str
     task: Task

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rlvr.errors import RlvrError
 from rlvr.interfaces import Environment, Verifier
-from rlvr.plugins import load_environment, make_environment
+from rlvr.plugins import make_environment
 from rlvr.types import Message, Verdict
 from verifiers.records import Record, RecordError, parse
 from verifiers.registry import NoGold, UnknownVerifier, gold_answer, make_verifier
+from verifiers.settings import settings_of
 
 Mode = Literal["score", "gold"]
 
@@ -49,6 +49,8 @@ class Scorer:
 
     def __init__(self) -> None:
         self._verifiers: dict[str, Verifier] = {}
+        # What to load, by the episode's environment and log; and what was made of it, once for all logs that agree.
+        self._settings: dict[tuple[str, str], tuple[str, str]] = {}
         self._environments: dict[tuple[str, str], Environment] = {}
 
     def score(self, job: Job) -> Result:
@@ -125,35 +127,24 @@ class Scorer:
 
     def _environment(self, record: Record, file: str) -> Environment:
         # Episodes take their run's settings; a plain record, the defaults.
-        config = Path(file).parent.parent / "config.json" if record.online is not None and file != "-" else None
-        key = (record.environment or "", str(config))
-        if key not in self._environments:
-            try:
-                environment = make_environment(*_section(key[0], config))
+        name, log = record.environment or "", file if record.online is not None else ""
+        try:
+            if (name, log) not in self._settings:
+                found, settings = settings_of(name, log) if log not in ("", "-") else (name, {})
+                self._settings[name, log] = (found, json.dumps(settings, sort_keys=True))
+            key = self._settings[name, log]
+            if key not in self._environments:
+                environment = make_environment(key[0], json.loads(key[1]))
                 environment.setup()
-            except Exception as error:
-                raise RecordError(f"environment: {error}") from error
-            self._environments[key] = environment
+                self._environments[key] = environment
+        except Exception as error:
+            raise RecordError(f"environment: {error}") from error
         return self._environments[key]
 
     def close(self) -> None:
         """Let go of what the environments hold."""
         for environment in self._environments.values():
             environment.close()
-
-
-def _section(name: str, config: Path | None) -> tuple[str, dict[str, Any]]:
-    """The name to load an environment by, and its settings in the run. Tasks carry the class's own name."""
-    if config is None or not config.is_file():
-        return name, {}
-    sections = json.loads(config.read_text())["environments"]
-    for section in sections:
-        if section["name"] == name:
-            return name, section["settings"]
-    for section in sections:
-        if load_environment(section["name"]).name == name:
-            return section["name"], section["settings"]
-    raise LookupError(f"{name!r} is not in {config}")
 
 
 def to_result(job: Job, record: Record, verdict: Verdict) -> Result:

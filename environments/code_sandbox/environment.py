@@ -14,7 +14,7 @@ from environments.code_sandbox import feedback, files, generate
 from environments.code_sandbox.problem import Problem
 from rlvr import interfaces
 from rlvr.errors import ConfigError
-from rlvr.splits import tasks_of, tasks_of_file
+from rlvr.splits import mixed_levels, tasks_of, tasks_of_file
 from rlvr.types import Message, Reply, Split, Task, Verdict
 from sandbox.base import Limits
 from verifiers.code import CodeVerifier
@@ -117,10 +117,12 @@ class CodeSandbox(interfaces.Environment):
 
     def _draws(self, seed: int, split: Split) -> Iterator[Problem]:
         settings = self.settings
-        rng = random.Random(f"{seed}/{split}")
-        levels = {level: generate.generate(seed, level, settings.kinds, split) for level in settings.levels}
-        while True:
-            yield next(levels[rng.choice(settings.levels)])
+        return mixed_levels(
+            settings.levels,
+            lambda level: generate.generate(seed, level, settings.kinds, split),
+            seed=seed,
+            split=split,
+        )
 
     def _generated(self, split: Split) -> Iterator[Task]:
         settings = self.settings

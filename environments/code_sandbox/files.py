@@ -21,6 +21,7 @@ from typing import Any
 
 from environments.code_sandbox.problem import Problem
 from rlvr.errors import ConfigError
+from rlvr.splits import lines_of_file
 
 WANTED = 'write a line in the shape of HumanEval ("test"), of MBPP ("test_list") or of a contest ("inputs", "outputs")'
 MAX_SECONDS = 60.0
@@ -49,16 +50,11 @@ class LineProblem(ValueError):
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, Problem]]:
     """Line number (from 1) and problem of each line that is not blank. Raises `ConfigError`."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"code_sandbox: settings.path = {str(path)!r} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                yield number, _problem(line)
-            except LineProblem as error:
-                raise ConfigError(f"{path}, line {number}: {error}") from None
+    for number, line in lines_of_file(path, source="code_sandbox"):
+        try:
+            yield number, _problem(line)
+        except LineProblem as error:
+            raise ConfigError(f"{path}, line {number}: {error}") from None
 
 
 def _problem(line: str) -> Problem:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlvr.errors import ConfigError
-from rlvr.splits import split_of
+from rlvr.splits import lines_of_file, split_of
 from rlvr.types import Split
 
 LEVELS = (1, 2, 3)
@@ -64,13 +64,8 @@ def worked_thought(problem: Problem, rng: random.Random) -> tuple[str, str]:
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, Problem]]:
     """Line number (from 1) and problem of each line that is not blank. Raises `ConfigError`."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"math_solver: settings.path = {str(path)!r} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield number, _parse_line(line, f"{path}, line {number}")
+    for number, line in lines_of_file(path, source="math_solver"):
+        yield number, _parse_line(line, f"{path}, line {number}")
 
 
 def _parse_line(line: str, where: str) -> Problem:

@@ -80,12 +80,14 @@ class MathSolver(interfaces.Environment):
         return (Message(role="assistant", content=f"\\boxed{{{task.reference['answer']}}}"),)
 
     def worked_examples(self, seed: int) -> Iterator[tuple[tuple[Message, ...], Message]]:
-        """Endless pairs of prompt and answer to learn from before any reward: training problems only.
+        """Endless pairs of prompt and answer to learn from before any reward: generated training problems only.
 
         They are of uneven quality on purpose: some work the answer out, the others estimate and are mostly wrong.
+        With `path` they are what its problems are learned from, for these are answered in the same way; with
+        `families` there are none.
         """
-        if self.settings.families or self.settings.path is not None:
-            raise ConfigError("math_solver: only generated problems come with worked examples; set policy.path")
+        if self.settings.families:
+            return
         rng = random.Random(f"{seed}/worked")
         for problem in data.generate(seed, self.settings.levels, "train"):
             thought, answer = data.worked_thought(problem, rng)

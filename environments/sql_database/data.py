@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from environments.sql_database.domains import DOMAINS, Table, script
 from environments.sql_database.joins import FAMILIES, NUM_TABLES
 from rlvr.errors import ConfigError
-from rlvr.splits import split_of
+from rlvr.splits import lines_of_file, split_of
 from rlvr.types import Split
 from verifiers.sql import SqlSettings
 from verifiers.sql_text import is_query, tokens
@@ -151,13 +151,8 @@ def read_jsonl(path: str | Path, *, sqlite: bool = True) -> Iterator[tuple[int, 
 
     With `sqlite`, every schema is made and every query run once, so that a mistake is found here.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"sql_database: settings.path = {str(path)!r} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield number, _parse_line(line, f"{path}, line {number}", sqlite=sqlite)
+    for number, line in lines_of_file(path, source="sql_database"):
+        yield number, _parse_line(line, f"{path}, line {number}", sqlite=sqlite)
 
 
 def _parse_line(line: str, where: str, *, sqlite: bool) -> Problem:

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from environments.sql_database import data
 from environments.sql_database.tools import Queries
 from rlvr import interfaces
-from rlvr.splits import tasks_of, tasks_of_file
+from rlvr.splits import mixed_levels, tasks_of, tasks_of_file
 from rlvr.tools import Toolbox, describe
 from rlvr.types import Message, Reply, Split, Task
 from verifiers import sql_query
@@ -101,10 +101,9 @@ class SqlDatabase(interfaces.Environment):
         return sql_query.rows(schema, query, judge.plain())
 
     def _draws(self, seed: int, split: Split) -> Iterator[data.Problem]:
-        rng = random.Random(f"{seed}/{split}")
-        levels = {level: data.generate(seed, level, split) for level in self.settings.levels}
-        while True:
-            yield next(levels[rng.choice(self.settings.levels)])
+        return mixed_levels(
+            self.settings.levels, lambda level: data.generate(seed, level, split), seed=seed, split=split
+        )
 
     def _generated(self, split: Split) -> Iterator[Task]:
         settings = self.settings

@@ -6,7 +6,6 @@ import inspect
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,14 +15,12 @@ from environments.tool_use import scenarios
 from environments.tool_use.office import BYE, call
 from environments.tool_use.session import Session
 from rlvr import interfaces, tools
-from rlvr.errors import ConfigError
+from rlvr.splits import tasks_of
 from rlvr.types import Message, Reply, Split, Task
 from verifiers import tool_dispatch, tool_forms
 from verifiers.tool_forms import read
 from verifiers.world import WorldVerifier
 
-# Draws without a new task after which a held-out set of the asked size is given up.
-PATIENCE = 20_000
 # Of worked examples, so many are golds; the others slip in the way that is nearest.
 CAREFUL_SHARE = 0.5
 # One goodbye is like another: so many of them are enough to learn it.
@@ -52,13 +49,14 @@ class ToolUse(interfaces.Environment):
 
     def tasks(self, split: Split) -> Iterable[Task]:
         settings = self.settings
-        draws = scenarios.generate(settings.seed, settings.levels, split)
-        if split == "held_out":
-            draws = islice(self._distinct(draws), settings.num_held_out)
-        else:
-            draws = islice(draws, settings.num_train)
-        for key, draw in enumerate(draws):
-            yield scenarios.make_task(f"{self.name}/{split}/{key}", draw)
+        return tasks_of(
+            scenarios.generate(settings.seed, settings.levels, split),
+            lambda key, draw: scenarios.make_task(f"{self.name}/{split}/{key}", draw),
+            split=split,
+            num_train=settings.num_train,
+            num_held_out=settings.num_held_out,
+            source=f"{self.name}: levels {settings.levels}",
+        )
 
     def reset(self, task: Task) -> Sequence[Message]:
         self.session = Session(task.reference)
@@ -79,7 +77,8 @@ class ToolUse(interfaces.Environment):
         They are of uneven quality on purpose: one half does what the policy says, the other slips.
         """
         rng = random.Random(f"{seed}/worked")
-        for _, _, scenario in scenarios.generate(seed, self.settings.levels, "train"):
+        for draw in scenarios.generate(seed, self.settings.levels, "train"):
+            scenario = draw.scenario
             conversation = scenario.golds[0] if rng.random() < CAREFUL_SHARE else scenario.slips[0].says
             for example in scenarios.examples(scenario, conversation):
                 if example.answer != BYE or rng.random() < GOODBYE_SHARE:
@@ -98,22 +97,6 @@ class ToolUse(interfaces.Environment):
             yield "altered", [*before, changed, *after]
         hedge = "\n".join(message.content for message in (wrong[0], gold[place], wrong[-1]))
         yield "hedge", [*before, Message(role="assistant", content=hedge), *after]
-
-    def _distinct(self, draws: Iterable[scenarios.Draw]) -> Iterator[scenarios.Draw]:
-        seen: set[tuple[Message, ...]] = set()
-        misses = 0
-        for draw in draws:
-            prompt = scenarios.prompt_of(draw.scenario)
-            if prompt not in seen:
-                seen.add(prompt)
-                yield draw
-                continue
-            misses += 1
-            if misses > PATIENCE:
-                raise ConfigError(
-                    f"tool_use: num_held_out = {self.settings.num_held_out}, but levels {self.settings.levels} gave "
-                    f"only {len(seen)} distinct held-out tasks; lower num_held_out or add a level"
-                )
 
 
 @cache

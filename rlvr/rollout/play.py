@@ -35,10 +35,12 @@ async def play(
     renderer: Renderer,
     max_model_len: int,
     temperature: float,
-    seed: int,
+    seed: int | str,
     threads: Executor | None = None,
 ) -> Episode:
     """Play and judge one episode. `environment` is this episode's own, and called in `threads` (default: the loop's).
+
+    `seed` and the number of the turn fix each draw; `episode_id` is a name, and fixes nothing.
 
     Raises only what `sampler` raises.
     """
@@ -77,7 +79,7 @@ async def play(
         """The model's turn; `None` where the episode's time ran out in it."""
         begin = time.perf_counter()
         limit = asyncio.timeout(None if task.budget.seconds is None else task.budget.seconds - (begin - started))
-        parts = (seed, episode_id, len(turns))
+        parts = (seed, len(turns))
         try:
             async with limit:
                 return await complete(

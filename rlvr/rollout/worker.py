@@ -18,10 +18,17 @@ from rlvr.types import Group, Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What the controller asks of a worker: `group_size` episodes of one task. `ticket` numbers the draw."""
+    """What the controller asks of a worker: `group_size` episodes of one task.
 
+    `ticket` numbers the draw within `series`, as `RunFolder.train_series`. Both go into the ids of the episodes, which
+    differ in a whole run; their draws depend on `seed`, task and `ticket` alone, so a resumed run makes the same.
+    `environment` is the place of the task's environment among the worker's: two may have one name.
+    """
+
+    series: str
     ticket: int
     task: Task
+    environment: int
     group_size: int
     temperature: float
     birth_version: int
@@ -48,10 +55,9 @@ class RolloutWorker:
         self._renderer = Renderer(tokenizer)
         self._sampler = sampler
         self._max_model_len = max_model_len
-        made = [make_environment(name, settings) for name, settings in environments]
-        self._shared = {environment.name: environment for environment in made}
+        self._shared = [make_environment(name, settings) for name, settings in environments]
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="environment")
-        for environment in self._shared.values():
+        for environment in self._shared:
             environment.setup()
 
     async def play(self, order: Order) -> Group:
@@ -60,13 +66,13 @@ class RolloutWorker:
             *(
                 play(
                     order.task,
-                    episode_id=f"{order.task.id}@{order.ticket}#{index}",
-                    environment=self._single_use(order.task.environment),
+                    episode_id=f"{order.task.id}@{order.series}.{order.ticket}#{index}",
+                    environment=self._single_use(order.environment),
                     sampler=self._sampler,
                     renderer=self._renderer,
                     max_model_len=self._max_model_len,
                     temperature=order.temperature,
-                    seed=order.seed,
+                    seed=f"{order.seed}/{order.task.id}@{order.ticket}#{index}",
                     threads=self._threads,
                 )
                 for index in range(order.group_size)
@@ -76,10 +82,10 @@ class RolloutWorker:
 
     async def close(self) -> None:
         """End what `setup` began."""
-        for environment in self._shared.values():
+        for environment in self._shared:
             await asyncio.to_thread(environment.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _single_use(self, name: str) -> Environment:
+    def _single_use(self, place: int) -> Environment:
         # A shallow copy: an object of its own, with what `setup` made still shared.
-        return copy.copy(self._shared[name])
+        return copy.copy(self._shared[place])

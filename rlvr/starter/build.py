@@ -9,6 +9,7 @@ without anything to download, starts from it.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -33,6 +34,8 @@ from rlvr.starter import tokenizer as tokenizer_module
 from rlvr.starter.tokenizer import VOCABULARY_SIZE, train_tokenizer
 from rlvr.types import Message, MicroBatch, Sample
 
+logger = logging.getLogger(__name__)
+
 # Numbers of steps, not minutes: the same seed gives the same weights.
 POLICY_STEPS = 700
 MTP_STEPS = 100
@@ -52,7 +55,10 @@ LARGEST_VOCABULARY = 1024
 
 
 class TeachesByExample(Protocol):
-    """What a starter asks of an environment beyond `Environment`: endless worked examples of its training tasks."""
+    """What a starter asks of an environment beyond `Environment`: endless worked examples of its training tasks.
+
+    None at all say that it has none under its settings.
+    """
 
     name: str
 
@@ -78,12 +84,18 @@ def build_starter(
     seed. Two processes may build the same starter at once: each writes a folder of its own, and the first to finish
     gives its folder the name. Raises `ConfigError` where no environment has worked examples.
     """
-    able = [each for each in environments if callable(getattr(each, "worked_examples", None))]
+    able = [each for each in environments if _teaches(each, seed)]
+    silent = ", ".join(repr(each.name) for each in environments if each not in able)
     if not able:
-        names = ", ".join(repr(environment.name) for environment in environments)
         raise ConfigError(
-            f"policy.path = 'starter', but environment {names} has no `worked_examples` to teach it from; set "
-            "policy.path to a checkpoint folder, or add an environment that has them"
+            f"policy.path = 'starter', but environment {silent} has no `worked_examples` under its settings to teach "
+            "it from; set policy.path to a checkpoint folder, or add an environment that has them"
+        )
+    if silent:
+        logger.warning(
+            "the starter policy learns nothing of environment %s, which has no worked examples under its settings; a "
+            "policy.path that can solve its tasks now and then has more to learn from",
+            silent,
         )
     teachers = cast("list[TeachesByExample]", able)
     cache = Path(cache_folder or os.environ.get("RLVR_CACHE") or Path.home() / ".cache" / "rlvr")
@@ -112,6 +124,11 @@ def build_starter(
         shutil.rmtree(folder, ignore_errors=True)
     progress(f"starter policy: {final}")
     return final
+
+
+def _teaches(environment: Environment, seed: int) -> bool:
+    worked_examples = getattr(environment, "worked_examples", None)
+    return worked_examples is not None and next(iter(worked_examples(seed)), None) is not None
 
 
 def starter_config(tokenizer: Qwen2Tokenizer) -> Qwen2Config:

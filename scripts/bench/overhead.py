@@ -78,7 +78,17 @@ async def measure(name: str, num_episodes: int, at_once: int) -> str:
     tickets = itertools.count()
 
     async def play(task: Task) -> Episode:
-        order = Order(ticket=next(tickets), task=task, group_size=1, temperature=1.0, birth_version=0, seed=0)
+        number = next(tickets)
+        order = Order(
+            series="bench",
+            ticket=number,
+            task=task,
+            environment=0,
+            group_size=1,
+            temperature=1.0,
+            birth_version=0,
+            seed=0,
+        )
         return (await worker.play(order)).episodes[0]
 
     for task in tasks[:5]:

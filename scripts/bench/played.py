@@ -93,7 +93,7 @@ async def play_all(
                 renderer=renderer,
                 max_model_len=MAX_MODEL_LEN,
                 temperature=temperature,
-                seed=0,
+                seed=number,
             )
         return Played(episode, recorder.calls)
 

@@ -11,7 +11,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from rlvr import plugins
 from rlvr.cli import main
 from rlvr.errors import ConfigError
 from rlvr.interfaces import Environment, EnvironmentSettings
-from rlvr.kit import report, scaffold
+from rlvr.kit import listing, report, scaffold
 from rlvr.kit.checks import CHECKS, Result
 from rlvr.kit.commands import parse_settings
 from rlvr.kit.person import play_task
@@ -49,6 +49,18 @@ class Endless(Sum):
             number += 1
 
 
+class Slow(Endless):
+    def tasks(self, split: Split) -> Iterator[Task]:
+        for task in super().tasks(split):
+            time.sleep(0.02)
+            yield task
+
+
+class Sized(Sum):
+    def tasks(self, split: Split) -> Sequence[Task]:  # type: ignore[override]
+        return [self.task(split, 0, 0, 0)] * 5_000
+
+
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     here = "tests.unit.test_env_commands"
@@ -69,9 +81,27 @@ def test_the_list_counts_what_ends_says_what_does_not_and_shows_the_broken(
     assert main(["env", "list"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert lines["sums"].split()[3:5] == ["300", "300"]
-    assert "endless" in lines["endless"].removeprefix("endless")
+    assert lines["endless"].split()[3:5] == ["1,000+", "1,000+"]
     assert "BROKEN" in lines["broken"]
     assert "settings.path is not" in lines["needy"]
+
+
+def test_the_whole_list_has_one_limit_and_slow_ones_leave_time_to_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = "tests.unit.test_env_commands"
+    kinds = {"a_slow": "Slow", "b_slow": "Slow", "c_sized": "Sized", "d_quick": "Endless"}
+    entries = EntryPoints([EntryPoint(name, f"{here}:{kind}", plugins.GROUP) for name, kind in kinds.items()])
+    monkeypatch.setattr(plugins, "entry_points", lambda *, group: entries.select(group=group))
+    began = time.monotonic()
+    listing.show(max_seconds=1.0)
+    assert time.monotonic() - began < 3
+    lines = {line.split()[0]: line.split()[3:5] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    for name in ("a_slow", "b_slow"):
+        assert all(size.endswith("+") and int(size.removesuffix("+")) <= 20 for size in lines[name])
+    assert lines["c_sized"] == ["5,000", "5,000"]
+    counted = [int(size.removesuffix("+").replace(",", "")) for size in lines["d_quick"]]
+    assert min(counted) > 20, "no time was left"
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from rlvr.config import parse
 from rlvr.errors import ConfigError
 from rlvr.eval import Cell, draw, find_policy, read_budgets, tabulate, write
-from rlvr.evaluation import play_tasks, summarize
+from rlvr.evaluation import Evaluation, compare, play_tasks, summarize
 from rlvr.rollout.worker import Order
 from rlvr.run_folder import STATE_FILE
 from rlvr.types import Budget, Episode, Group, Outcome, episode_from_json
 from tests.fakes import make_completion, make_episode, make_task
+from verifiers.settings import settings_of
 
 
 def played(outcome: Outcome, budget: int | None, *, environment: str = "e", forced: tuple[int, ...] = ()) -> Episode:
@@ -46,13 +48,15 @@ def test_cells_are_by_environment_and_budget_and_leave_out_what_was_not_judged()
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
-    write(tmp_path / "eval", tabulate(EPISODES), EPISODES, policy="p", num_samples=0)
+    config = parse({"run": {"name": "r"}, "environments": [{"name": "e", "settings": {"wanted": "yes"}}]})
+    write(tmp_path / "eval", tabulate(EPISODES), EPISODES, policy="p", num_samples=0, config=config)
     record = json.loads((tmp_path / "eval" / "accuracy.json").read_text())
     assert (record["policy"], record["greedy"], record["num_samples"]) == ("p", True, 1)
     assert [cell["thinking_tokens"] for cell in record["cells"]] == [8, None, 8, None]
     assert [cell["standard_error"] is None for cell in record["cells"]] == [False, False, False, True]
     lines = (tmp_path / "eval" / "episodes.jsonl").read_text().splitlines()
     assert [episode_from_json(line) for line in lines] == EPISODES
+    assert settings_of("e", str(tmp_path / "eval" / "episodes.jsonl")) == ("e", {"wanted": "yes"})
     assert (tmp_path / "eval" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -102,12 +106,27 @@ def test_a_summary_leaves_out_the_invalid_and_tells_the_environments_apart() -> 
     assert summarize([played("invalid", 1)]).by_environment == {}
 
 
+def test_before_and_after_are_compared_by_what_both_have() -> None:
+    before = Evaluation(accuracy=0.25, by_environment={"e": 0.25}, draft_acceptance=0.5, num_judged=4)
+    after = Evaluation(accuracy=0.5, by_environment={"e": 1.0, "f": 0.0}, draft_acceptance=0.75, num_judged=8)
+    title = "held-out accuracy (8 tasks, greedy)"
+    assert compare(before, after) == {
+        title: ("25.0%", "50.0%"),
+        "    e": ("25.0%", "100.0%"),
+        "    f": ("nan%", "0.0%"),
+        "drafts accepted": ("50.0%", "75.0%"),
+    }
+    alone = dataclasses.replace(after, by_environment={"e": 0.5}, draft_acceptance=None)
+    assert list(compare(before, alone)) == [title]
+
+
 async def test_tasks_are_played_in_order_and_never_more_at_once_than_asked() -> None:
     under_way = most = 0
 
     class Player:
         async def play(self, order: Order) -> Group:
             nonlocal under_way, most
+            assert (order.environment, order.task.environment) == (1, "e")
             under_way += 1
             most = max(most, under_way)
             await asyncio.sleep(0.001 * (5 - order.ticket % 5))
@@ -116,6 +135,6 @@ async def test_tasks_are_played_in_order_and_never_more_at_once_than_asked() -> 
             return Group(task=order.task, episodes=episodes, birth_version=0)
 
     tasks = [make_task(number) for number in range(20)]
-    episodes = await play_tasks([Player(), Player()], tasks, at_once=3, group_size=2)
+    episodes = await play_tasks([Player(), Player()], tasks, names=["d", "e"], at_once=3, series="s", group_size=2)
     assert most == 3
     assert [episode.task.id for episode in episodes] == [task.id for task in tasks for _ in range(2)]

@@ -120,3 +120,12 @@ def test_a_bad_line_is_named_with_what_it_lacks(tmp_path: Path, line: str, compl
 def test_a_missing_file_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         list(make(path=str(tmp_path / "none.jsonl")).tasks("train"))
+
+
+def test_a_file_is_learned_from_generated_examples_and_families_have_none(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"problem": "What is 2+2?", "answer": "4"}\n')
+    mine = make(path=str(tmp_path / "mine.jsonl"), levels=[2])
+    assert list(islice(mine.worked_examples(0), 50)) == list(islice(make(levels=[2]).worked_examples(0), 50))
+    # Not validated, for the package may not be installed.
+    families = MathSolver(MathSolver.Settings.model_construct(families={"chain_sum": {}}))
+    assert list(families.worked_examples(0)) == []

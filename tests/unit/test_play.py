@@ -76,7 +76,7 @@ async def run(
     budget: Budget | None = None,
     max_model_len: int = 1000,
     episode_id: str = "e/train/0@0#0",
-    seed: int = 0,
+    seed: int | str = 0,
     temperature: float = 1.0,
     task: Task | None = None,
 ) -> Episode:
@@ -183,15 +183,15 @@ async def test_an_exception_in_a_coroutine_is_invalid_like_any_other() -> None:
     assert episode.verdict.reason == "step: TimeoutError('the sandbox did not answer')"
 
 
-async def test_seeds_differ_by_run_episode_and_turn_and_by_nothing_else() -> None:
+async def test_draws_differ_by_seed_and_turn_and_not_by_the_episodes_name() -> None:
     async def seeds(**values: Any) -> list[int | None]:
         sampler = ScriptedSampler(says("</think>a"))
         await run(Scripted(Reply(done=False)), sampler, **values)
         return [call.params.seed for call in sampler.calls]
 
     first = await seeds()
-    assert first == await seeds()
-    everything = [*first, *await seeds(seed=1), *await seeds(episode_id="e/train/0@0#1")]
+    assert first == await seeds() == await seeds(episode_id="another")
+    everything = [*first, *await seeds(seed=1), *await seeds(seed="0/e/train/0@0#1")]
     assert len(everything) == len(set(everything)) == 6
     assert all(seed is not None and 0 <= seed < 2**63 for seed in everything)
 

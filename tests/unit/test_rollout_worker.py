@@ -1,3 +1,5 @@
+"""A worker plays groups at once, and names each episode like no other."""
+
 from __future__ import annotations
 
 import threading
@@ -7,7 +9,7 @@ from pathlib import Path
 from rlvr.interfaces import Environment, EnvironmentSettings
 from rlvr.rollout.worker import Order, RolloutWorker
 from rlvr.types import Completion, Message, SamplingParams, Split, Task, Verdict
-from tests.fakes import CharacterTokenizer, make_completion, make_task, make_verdict
+from tests.fakes import CharacterTokenizer, FakeVerifier, make_completion, make_task, make_verdict
 
 NUM_EPISODES = 32
 # Judging waits until all the episodes of a group are being judged: more than the loop's own threads on a small machine.
@@ -33,9 +35,38 @@ class Waits(Environment):
         return Patient()
 
 
+class Quick(Waits):
+    def verifier(self) -> FakeVerifier:  # type: ignore[override]
+        return FakeVerifier()
+
+
+class Wrong(Waits):
+    """Goes by the name of the other, and judges otherwise."""
+
+    def verifier(self) -> FakeVerifier:  # type: ignore[override]
+        return FakeVerifier("incorrect")
+
+
 class Answers:
+    def __init__(self) -> None:
+        self.seeds: list[int | None] = []
+
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams, *, group: str) -> Completion:
+        self.seeds.append(params.seed)
         return make_completion(CharacterTokenizer().encode("</think>4<|im_end|>"))
+
+
+def order(*, group_size: int, ticket: int = 0, environment: int = 0, series: str = "train-000") -> Order:
+    return Order(
+        series=series,
+        ticket=ticket,
+        task=make_task(),
+        environment=environment,
+        group_size=group_size,
+        temperature=1.0,
+        birth_version=0,
+        seed=0,
+    )
 
 
 async def test_episodes_that_wait_do_not_wait_for_each_others_threads() -> None:
@@ -45,7 +76,37 @@ async def test_episodes_that_wait_do_not_wait_for_each_others_threads() -> None:
         sampler=Answers(),
         max_model_len=10_000,
     )
-    order = Order(ticket=0, task=make_task(), group_size=NUM_EPISODES, temperature=1.0, birth_version=0, seed=0)
-    group = await worker.play(order)
+    group = await worker.play(order(group_size=NUM_EPISODES))
     await worker.close()
     assert {episode.verdict.outcome for episode in group.episodes} == {"correct"}
+
+
+async def test_a_ticket_that_is_played_again_has_other_ids_and_the_same_draws() -> None:
+    answers = Answers()
+    worker = RolloutWorker(
+        environments=[(f"{Path(__file__)}:Quick", {})],
+        tokenizer=CharacterTokenizer(),
+        sampler=answers,
+        max_model_len=10_000,
+    )
+    series = ["train-000", "train-001", "eval-001.0", "eval-001.1"]
+    groups = [await worker.play(order(group_size=2, series=each)) for each in series]
+    other = await worker.play(order(group_size=2, ticket=1))
+    await worker.close()
+    ids = [episode.id for group in [*groups, other] for episode in group.episodes]
+    assert ids[:2] == ["e/train/0@train-000.0#0", "e/train/0@train-000.0#1"]
+    assert len(set(ids)) == len(ids) == 10
+    assert answers.seeds[:2] * 4 == answers.seeds[:8]
+    assert len({*answers.seeds}) == 4, "two of a group, and two of another ticket"
+
+
+async def test_two_environments_of_one_name_are_told_apart_by_their_place() -> None:
+    worker = RolloutWorker(
+        environments=[(f"{Path(__file__)}:{name}", {}) for name in ("Quick", "Wrong")],
+        tokenizer=CharacterTokenizer(),
+        sampler=Answers(),
+        max_model_len=10_000,
+    )
+    groups = [await worker.play(order(group_size=1, environment=place)) for place in (0, 1)]
+    await worker.close()
+    assert [group.episodes[0].verdict.outcome for group in groups] == ["correct", "incorrect"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -201,3 +202,43 @@ def test_every_start_has_episode_logs_of_its_own_and_one_line_is_one_episode(
 
 def test_the_resolved_config_stands_in_the_folder(config: RunConfig, folder: RunFolder) -> None:
     assert parse(json.loads((folder.path / "config.json").read_text())) == config
+
+
+def start_again(config: RunConfig, seed: int) -> None:
+    again = RunFolder(config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})}))
+    again.close()
+
+
+def test_no_two_series_of_a_run_have_one_name(config: RunConfig, folder: RunFolder) -> None:
+    names = [folder.train_series, folder.next_eval_series(), folder.next_eval_series()]
+    assert names == ["train-000", "eval-000.0", "eval-000.1"]
+    folder.close()
+    again = RunFolder(config)
+    assert {again.train_series, again.next_eval_series()} == {"train-001", "eval-001.0"}
+    again.close()
+
+
+def seeds(folder: Path) -> dict[str, int]:
+    files = [folder / "config.json", *sorted((folder / "configs").iterdir())]
+    return {file.stem: json.loads(file.read_text())["run"]["seed"] for file in files}
+
+
+def test_every_start_keeps_the_config_that_its_episodes_were_played_under(config: RunConfig, folder: RunFolder) -> None:
+    folder.close()
+    start_again(config, 7)
+    # Compressed logs count as starts, and other files do not.
+    (folder.path / "episodes" / "train-merged.jsonl").write_text("")
+    (folder.path / "episodes" / "train-001.jsonl").rename(folder.path / "episodes" / "train-001.jsonl.gz")
+    start_again(config, 9)
+    assert seeds(folder.path) == {"config": 9, "000": 0, "001": 7, "002": 9}
+    assert (folder.path / "episodes" / "train-002.jsonl").is_file()
+
+
+def test_starts_from_before_configs_were_kept_take_the_last_one_that_there_is(
+    config: RunConfig, folder: RunFolder
+) -> None:
+    folder.close()
+    start_again(config, 7)
+    shutil.rmtree(folder.path / "configs")
+    start_again(config, 9)
+    assert seeds(folder.path) == {"config": 9, "000": 7, "001": 7, "002": 9}

@@ -156,6 +156,33 @@ def test_every_environment_that_has_worked_examples_teaches(tmp_path: Path) -> N
     assert alone.name.startswith("starter-math_solver-0-")
 
 
+class Empty(Second):
+    """Has lessons under other settings."""
+
+    name = "empty"
+
+    def worked_examples(self, seed: int) -> Iterator[WorkedExample]:
+        return iter(())
+
+
+def test_an_environment_without_examples_under_its_settings_is_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = build_starter(
+        [Empty(EnvironmentSettings()), Second(EnvironmentSettings())],
+        seed=0,
+        cache_folder=tmp_path,
+        progress=lambda line: None,
+        policy_steps=1,
+        mtp_steps=1,
+    )
+    assert folder.name.startswith("starter-second-0-")
+    (record,) = caplog.records
+    assert "learns nothing of environment 'empty'" in record.getMessage()
+    with pytest.raises(ConfigError, match=r"'empty' has no `worked_examples` under its settings.*set policy\.path"):
+        build_starter([Empty(EnvironmentSettings())], seed=0, cache_folder=tmp_path, progress=lambda line: None)
+
+
 def test_examples_come_from_each_teacher_in_turn_with_their_tools_told() -> None:
     teachers = [MathSolver(MathSolver.Settings()), Second(EnvironmentSettings())]
     examples = list(islice(_examples(teachers, 0), 4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -278,3 +279,49 @@ def test_members_are_made_from_the_config_with_an_environment_for_each_level() -
 def test_a_curriculum_without_levels_is_an_error_that_says_what_is_missing() -> None:
     with pytest.raises(ConfigError, match=r"'math_solver': a curriculum needs two levels .* gives \[1\]"):
         make_members([section("math_solver", curriculum={})])
+
+
+# --- labels
+
+
+def labelled() -> list[Member]:
+    """One environment twice, once with a curriculum, and once more under its own name."""
+    leveled = str(Path(__file__).parents[1] / "leveled.py") + ":Leveled"
+    return list(
+        make_members(
+            [
+                section(leveled, label="easy", settings={"levels": [1]}, weight=2.0),
+                section(leveled, label="hard", settings={"levels": [2, 3]}, curriculum={}),
+                section(leveled),
+            ]
+        )
+    )
+
+
+def test_one_environment_under_several_labels_gives_tasks_that_are_told_apart() -> None:
+    tickets = draw(Mixture(labelled(), seed=0), 300)
+    ids: dict[str, list[str]] = {}
+    for ticket in tickets:
+        ids.setdefault(ticket.task.environment, []).append(ticket.task.id)
+    assert set(ids) == {"easy", "hard", "leveled"}
+    assert len(ids["easy"]) == pytest.approx(150, abs=30)
+    assert ids["easy"][:2] == ["easy/train/0", "easy/train/1"]
+    assert {task_id.rpartition("/")[0] for task_id in ids["hard"]} == {"hard/train/level-2", "hard/train/level-3"}
+    levels = {name: {t.task.reference["level"] for t in tickets if t.task.environment == name} for name in ids}
+    assert levels == {"easy": {1}, "hard": {2, 3}, "leveled": {1, 2, 3}}
+    chosen = held_out(labelled(), num_tasks=40)
+    assert Counter(task.environment for task in chosen) == {"easy": 20, "hard": 10, "leveled": 10}
+    assert len({task.id for task in chosen}) == 40
+
+
+def test_a_curriculum_under_a_label_keeps_its_pass_rates_and_its_position() -> None:
+    mixture = Mixture(labelled(), seed=0)
+    for ticket in draw(mixture, 60):
+        passed = {"easy": 1.0, "leveled": 0.0}.get(ticket.task.environment, 0.5 if ticket.task.level == "2" else 0.0)
+        mixture.settle(ticket, pass_rate=passed, num_tokens=1)
+    mixture.move_shares()
+    weights = mixture.level_weights("hard")
+    assert weights["2"] > 2 * weights["3"]
+    again = Mixture(labelled(), seed=0, position=mixture.position)
+    assert again.level_weights("hard") == weights
+    assert draw(again, 20) == draw(mixture, 20)

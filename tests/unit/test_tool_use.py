@@ -14,10 +14,11 @@ from environments.tool_use import ToolUse
 from environments.tool_use.desk import BROKEN, TOOLS, World
 from environments.tool_use.office import BYE, call, say
 from environments.tool_use.policy import RULES
-from environments.tool_use.scenarios import FAMILIES, Draw, generate, make_task, split_of
+from environments.tool_use.scenarios import FAMILIES, Draw, generate, make_task
 from environments.tool_use.session import Session
 from rlvr.errors import ConfigError
 from rlvr.rollout.worker import Order, RolloutWorker
+from rlvr.splits import split_of
 from rlvr.types import Completion, Message, SamplingParams, Task, Verdict, to_json_line
 from tests.fakes import CharacterTokenizer, make_completion
 from verifiers.scoring import Job, Scorer
@@ -133,10 +134,10 @@ def test_splits_never_meet_and_tasks_are_stable_and_distinct() -> None:
 
 def test_the_default_held_out_set_is_there_and_an_impossible_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(make().tasks("held_out"))) == 512
-    monkeypatch.setattr("environments.tool_use.environment.PATIENCE", 50)
+    monkeypatch.setattr("rlvr.splits.PATIENCE", 50)
     same = repeat(draws(1, 1)[0][0])
     monkeypatch.setattr("environments.tool_use.environment.scenarios.generate", lambda *arguments: same)
-    with pytest.raises(ConfigError, match="only 1 distinct held-out tasks"):
+    with pytest.raises(ConfigError, match="only 1 distinct held-out problems"):
         list(make().tasks("held_out"))
 
 
@@ -444,7 +445,14 @@ async def play(tasks: Sequence[Task], *, group_size: int = 1, extra: str = "") -
     worker = RolloutWorker(
         environments=[(FILE, {})], tokenizer=CharacterTokenizer(), sampler=Golds(tasks, extra), max_model_len=100_000
     )
-    order = {"group_size": group_size, "temperature": 1.0, "birth_version": 0, "seed": 0}
+    order = {
+        "series": "t",
+        "environment": 0,
+        "group_size": group_size,
+        "temperature": 1.0,
+        "birth_version": 0,
+        "seed": 0,
+    }
     groups = [await worker.play(Order(ticket=key, task=task, **order)) for key, task in enumerate(tasks)]  # type: ignore[arg-type]
     await worker.close()
     return [episode for group in groups for episode in group.episodes]
@@ -491,7 +499,7 @@ def test_worked_examples_are_whole_prefixes_of_training_conversations(level: int
     examples = list(islice(environment.worked_examples(3), 300))
     assert examples == list(islice(make(levels=[level]).worked_examples(3), 300))
     for example in examples:
-        assert split_of(example.prompt[:2]) == "train"
+        assert split_of("\n".join(message.content for message in example.prompt[:2]), exactly=True) == "train"
         assert example.prompt[-1].role in ("user", "tool")
         assert example.answer.role == "assistant"
         assert example.answer.content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import pytest
 from rlvr import config
 from rlvr.errors import ConfigError
 from rlvr.report import Reporter
-from rlvr.train import RayConnection, _answers, _check_resources, check_policy, prepare
+from rlvr.run_folder import FRESH, RunFolder
+from rlvr.tasks import make_members
+from rlvr.train import RayConnection, _answers, _check_resources, check_pending, check_policy, prepare, train
+from tests.fakes import make_task, make_ticket
 from tests.tiny import write_checkpoint
 
 
@@ -58,9 +62,15 @@ def test_a_limited_thought_needs_a_mark_of_one_token(without_mtp: Path, tmp_path
         check_policy(settings, folder)
 
 
-def test_the_same_environment_twice_is_refused() -> None:
-    with pytest.raises(ConfigError, match="each may stand in the mixture once"):
+def test_the_same_environment_twice_needs_labels() -> None:
+    with pytest.raises(ConfigError, match=r"cannot tell 'math_solver' from .*label of its own, as in label = \"math_"):
         prepare(make(environments=[{"name": "math_solver"}] * 2), Reporter())
+    labels = [{"name": "math_solver", "label": label} for label in ("easy", "easy")]
+    with pytest.raises(ConfigError, match="cannot tell 'easy'"):
+        prepare(make(environments=labels), Reporter())
+    labels[1]["label"] = "hard"
+    settings = make(environments=[*labels, {"name": "math_solver"}])
+    assert [member.name for member in make_members(settings.environments)] == ["easy", "hard", "math_solver"]
 
 
 def test_a_wrong_setting_of_an_environment_lists_the_known_ones() -> None:
@@ -84,3 +94,27 @@ def test_a_ray_that_does_not_answer_is_named_at_once() -> None:
             RayConnection(make(ray={"address": address}), Reporter()).__enter__()
         listener.listen()
         assert _answers(address)
+
+
+def test_a_resumed_run_without_an_environment_of_its_pending_tasks_is_refused(
+    without_mtp: Path, tmp_path: Path
+) -> None:
+    plain = {"inference": {"num_draft_tokens": 0}, "learner": {"mtp": {"train": False}}}
+    settings = make(run={"name": "r", "folder": str(tmp_path)}, policy={"path": str(without_mtp)}, **plain)
+    folder = RunFolder(settings)
+    members = make_members(settings.environments)
+    check_pending(folder, members)  # nothing to go on from
+
+    def save(*environments: str) -> None:
+        tasks = [make_task(number, environment=name) for number, name in enumerate(environments)]
+        pending = tuple(dataclasses.replace(make_ticket(task.seed), task=task) for task in tasks)
+        folder.commit(folder.new_checkpoint(4), dataclasses.replace(FRESH, step=4, pending=pending))
+
+    save("math_solver")
+    check_pending(folder, members)
+    save("tool_use", "math_solver", "tool_use", "coin")
+    folder.close()
+    with pytest.raises(ConfigError) as refused:
+        train(settings, reporter=Reporter())
+    for told in (str(folder.path), "step-000004", "'tool_use' (2 tasks), 'coin' (1 tasks)", "policy.path="):
+        assert told in str(refused.value)

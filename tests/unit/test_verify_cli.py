@@ -264,6 +264,41 @@ def test_a_runs_episodes_have_the_verdict_that_they_had_online(
     assert "id e3: now incorrect" in printed
 
 
+def test_episodes_are_judged_by_the_config_of_their_own_start(run_folder: Path, odd: str, tmp_path: Path) -> None:
+    log = run_folder / "episodes" / "train-000.jsonl"
+    line = log.read_text().splitlines()[3]  # "changed" was right online
+
+    def config(wanted: str) -> str:
+        return json.dumps({"environments": [{"name": odd, "settings": {"wanted": wanted}}]})
+
+    (run_folder / "configs").mkdir()
+    (run_folder / "configs" / "000.json").write_text(config("changed"))
+    write(log, [line])
+    write(log.with_name("eval-001.jsonl"), [line])  # a start without a config of its own has the run's: "yes"
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "config.json").write_text(config("changed"))  # as `rlvr eval` leaves it
+    write(tmp_path / "eval" / "episodes.jsonl", [line])
+    assert verify(run_folder, tmp_path / "eval", "--out", tmp_path / "out.jsonl") == 0
+    got = {Path(each["file"]).name: each["as_online"] for each in read(tmp_path / "out.jsonl")}
+    assert got == {"train-000.jsonl": True, "eval-001.jsonl": False, "episodes.jsonl": True}
+
+
+def test_episodes_of_one_environment_under_two_labels_are_judged_by_their_own_settings(
+    run_folder: Path, odd: str, tmp_path: Path
+) -> None:
+    log = run_folder / "episodes" / "train-000.jsonl"
+    line = log.read_text().splitlines()[3]  # "changed" was right online
+    sections = [
+        {"name": odd, "label": "one", "settings": {"wanted": "changed"}},
+        {"name": odd, "label": "two", "settings": {}},
+        {"name": odd, "label": None, "settings": {"wanted": "changed"}},
+    ]
+    (run_folder / "config.json").write_text(json.dumps({"environments": sections}))
+    write(log, [line.replace('"environment":"odd"', f'"environment":"{name}"') for name in ("one", "two", "odd")])
+    assert verify(run_folder, "--out", tmp_path / "out.jsonl") == 0
+    assert [each["as_online"] for each in read(tmp_path / "out.jsonl")] == [True, False, True]
+
+
 def test_the_gold_answers_of_an_environment_are_scored(run_folder: Path) -> None:
     assert verify(run_folder, "--gold") == 0
 
