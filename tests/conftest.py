@@ -6,9 +6,14 @@ import os
 from functools import cache
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported: on shared cores, threads that spin while they wait cost a factor of ten.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A busy machine is no test's fault. The rest is as Hypothesis has it here, and in CI.
+settings.register_profile("rlvr", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rlvr")
 
 
 def _has_gpu() -> bool:

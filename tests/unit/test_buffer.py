@@ -22,7 +22,7 @@ def make_group(ticket: Ticket, version: int) -> Group:
     return Group(task=ticket.task, episodes=(), birth_version=version)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     seed=st.integers(0, 2**32),
     groups_per_batch=st.integers(1, 5),

@@ -363,7 +363,7 @@ def test_the_top_level_is_read_not_searched() -> None:
     assert Top("SELECT a FROM t WHERE a IS DISTINCT FROM b ORDER BY -a").ranked(["a"]) is not None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=120) | st.binary(max_size=120).map(lambda raw: raw.decode("utf-8", "surrogateescape")))
 def test_no_text_raises_or_passes(text: str) -> None:
     for content in (text, f"```sql\n{text}\n```", f"SELECT {text}"):

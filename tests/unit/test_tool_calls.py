@@ -159,7 +159,7 @@ def test_a_broken_reference_is_invalid_and_named(reference: dict[str, Any]) -> N
     assert "tool_use/train/0" in verdict.reason
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(max_size=200) | st.binary(max_size=200).map(lambda raw: raw.decode("utf-8", "surrogateescape")))
 def test_no_text_raises(text: str) -> None:
     for content in (text, f"<tool_call>{text}</tool_call>", f"<function=pay>{text}</function>", "[" + text):

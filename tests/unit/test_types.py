@@ -93,7 +93,7 @@ episodes = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(episode=episodes)
 def test_an_episode_is_one_json_line_and_reads_back_equal(episode: Episode) -> None:
     line = to_json_line(episode)
