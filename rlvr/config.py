@@ -83,8 +83,8 @@ class InferenceSection(Section):
     num_draft_tokens: NonNegativeInt = Field(1, description="drafted by the MTP layer at once; 0 turns drafting off")
     draft_schedule: Literal["auto"] | tuple[tuple[PositiveInt, PositiveInt, NonNegativeInt], ...] = Field(
         (),
-        description="[from, to, draft tokens]: depth by the number of running requests; empty: always all of them; "
-        "'auto': measured when an engine starts, which two runs of one seed do not repeat",
+        description="[from, to, draft tokens]: depth by the number of running requests, or 'auto': measured by each "
+        "engine; empty: always all of them, and only then do runs of one seed repeat bit for bit",
     )
     max_num_seqs: PositiveInt = Field(128, description="requests that run at once in one engine")
     max_model_len: PositiveInt = Field(512, description="tokens, prompt and completion together")

@@ -1,9 +1,9 @@
 """`inference.draft_schedule = "auto"`: an engine times its own steps before it serves, and drafts by what it found.
 
 Costs are measured once, by numbers of requests and depth; drafts accepted are counted as the run goes; at every weight
-update the schedule is chosen anew from both (`rlvr.inference.draft_schedule`). A schedule chosen by the clock differs
-from run to run, and with it which random numbers a completion is drawn with: each run samples exactly, but two runs of
-one seed no longer repeat each other.
+update the schedule is chosen anew from both (`rlvr.inference.draft_schedule`). Sampling stays exact, but runs of
+one seed no longer repeat each other: the random numbers that a completion is drawn with depend on what was drafted for
+it, and so, under any schedule, on the requests beside it, and under this one on the clock.
 
 Under any schedule, given or measured, vLLM's V1 model runner gives up full CUDA graphs for piecewise ones; its V2
 runner, which GPUs get, keeps them and captures each depth of the schedule that it is built with. What that costs is in
