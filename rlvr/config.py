@@ -14,7 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from rlvr.config_environment import (
     AlgorithmSection,
@@ -27,6 +36,7 @@ from rlvr.config_environment import (
     check_sampling,
 )
 from rlvr.errors import ConfigError
+from rlvr.inference.draft_schedule import check_schedule
 
 # Ray sets it for the drivers of submitted jobs.
 _RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -71,8 +81,10 @@ class InferenceSection(Section):
     cpus_per_engine: float = Field(0.5, ge=0)
     gpus_per_engine: float = Field(0.0, ge=0)
     num_draft_tokens: NonNegativeInt = Field(1, description="drafted by the MTP layer at once; 0 turns drafting off")
-    draft_schedule: tuple[tuple[PositiveInt, PositiveInt, NonNegativeInt], ...] = Field(
-        (), description="[from, to, draft tokens]: depth by the number of running requests; empty: always all of them"
+    draft_schedule: Literal["auto"] | tuple[tuple[PositiveInt, PositiveInt, NonNegativeInt], ...] = Field(
+        (),
+        description="[from, to, draft tokens]: depth by the number of running requests, or 'auto': measured by each "
+        "engine; empty: always all of them, and only then do runs of one seed repeat bit for bit",
     )
     max_num_seqs: PositiveInt = Field(128, description="requests that run at once in one engine")
     max_model_len: PositiveInt = Field(512, description="tokens, prompt and completion together")
@@ -92,6 +104,17 @@ class InferenceSection(Section):
     probe_tolerance: PositiveFloat | None = Field(
         None, description="largest log-probability difference to the learner after a sync; default 1e-4 in float32"
     )
+
+    @field_validator("draft_schedule", mode="wrap")
+    @classmethod
+    def _schedule_or_auto(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(
+                "it is 'auto', or ranges of running requests with the tokens drafted there, [from, to, draft tokens], "
+                "as in [[1, 64, 1], [65, 512, 0]]"
+            ) from None
 
     @property
     def num_seats(self) -> int:
@@ -240,14 +263,11 @@ class RunConfig(Section):
                 f"(gpus_per_engine = {inference.gpus_per_engine}) and learner (gpus_per_rank = "
                 f"{learner.gpus_per_rank}) run; possible are {', '.join(sorted(possible))}, and 'auto' chooses"
             )
-        if inference.draft_schedule and (
-            inference.draft_schedule[0][0] != 1
-            or max(depth for _, _, depth in inference.draft_schedule) > inference.num_draft_tokens
-        ):
-            raise ValueError(
-                f"inference.draft_schedule = {inference.draft_schedule}: it starts at 1 running request and drafts "
-                f"at most inference.num_draft_tokens = {inference.num_draft_tokens}, as in [[1, 64, 1], [65, 512, 0]]"
-            )
+        check_schedule(
+            inference.draft_schedule,
+            num_draft_tokens=inference.num_draft_tokens,
+            max_num_seqs=inference.max_num_seqs,
+        )
         return self
 
     @property

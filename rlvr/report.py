@@ -12,6 +12,7 @@ from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
 _OWN_REWARD = re.compile("env/[^/]+/reward/mean")
+_DEPTH = "draft/depth/"
 
 
 class Reporter:
@@ -43,6 +44,8 @@ class Reporter:
         self, metrics: Mapping[str, float], *, num_steps: int, accuracy: float | None, left_seconds: float
     ) -> None:
         """The progress of training. A step during which no episode ended shows the rollouts of the one before."""
+        if _depths(metrics) and _depths(metrics) != _depths(self._shown):
+            self.say(_depths(metrics))
         self._shown |= metrics
         metrics = self._shown
         parts = [
@@ -93,6 +96,13 @@ def _by_environment(metrics: Mapping[str, float]) -> str:
     rewards = {name.split("/")[1]: value for name, value in metrics.items() if _OWN_REWARD.fullmatch(name)}
     each = ", ".join(f"{name} {value:+.2f}" for name, value in sorted(rewards.items()))
     return f" ({each})" if len(rewards) > 1 else ""
+
+
+def _depths(metrics: Mapping[str, float]) -> str:
+    """ "drafts by running requests: 1 at 16, 0.5 at 64", the mean over engines; empty where none are measured."""
+    depths = {int(name.removeprefix(_DEPTH)): depth for name, depth in metrics.items() if name.startswith(_DEPTH)}
+    each = ", ".join(f"{depth:g} at {size}" for size, depth in sorted(depths.items()))
+    return f"drafts by running requests: {each}" if each else ""
 
 
 def _minutes(seconds: float) -> str:

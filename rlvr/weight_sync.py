@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Protocol
 
 from rlvr.errors import WeightSyncError
@@ -49,6 +50,17 @@ class SyncReport:
     total_seconds: float
     probe_error: float
     phases: dict[str, float]  # of the engine that was slowest
+    draft_depths: dict[int, float] = field(default_factory=dict)  # by running requests, the mean over engines
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """As they stand in the metrics file."""
+        return {
+            "sync/paused_seconds": self.paused_seconds,
+            "sync/total_seconds": self.total_seconds,
+            "sync/probe_error": self.probe_error,
+            **{f"draft/depth/{size}": depth for size, depth in self.draft_depths.items()},
+        }
 
 
 async def publish(
@@ -75,6 +87,10 @@ async def publish(
         total_seconds=max(report.total_seconds for report in reports),
         probe_error=error,
         phases=max(reports, key=lambda report: report.total_seconds).phases,
+        draft_depths={
+            size: fmean(report.draft_depths.get(size, depth) for report in reports)
+            for size, depth in reports[0].draft_depths.items()
+        },
     )
 
 

@@ -14,20 +14,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from rlvr.errors import DeadlineExceeded, WeightSyncError
 from rlvr.inference import orphans
+from rlvr.inference.depth_by_load import DepthByLoad
+from rlvr.inference.draft_schedule import DraftSchedule, every_depth
 from rlvr.types import Completion, FinishReason, SamplingParams, WeightSpan
 from rlvr.weights import Checksums, Offer, Part, Weights
 
 logger = logging.getLogger(__name__)
 
 Transport = Literal["memory", "ipc", "nccl"]
-# (from, to, depth): so many tokens are drafted while so many requests run, bounds included.
-DraftSchedule = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class EngineSettings:
     gpu_memory_utilization: float
     seed: int
     deadline_seconds: float
-    draft_schedule: DraftSchedule = ()
+    draft_schedule: DraftSchedule | Literal["auto"] = ()
     transport: Transport = "memory"
 
 
@@ -59,6 +59,7 @@ class UpdateReport:
     paused_seconds: float
     total_seconds: float
     phases: dict[str, float]  # seconds, by what was waited for
+    draft_depths: dict[int, int] = field(default_factory=dict)  # by running requests, where they are measured
 
 
 def backend_name(transport: Transport) -> str:
@@ -94,10 +95,14 @@ class Engine:
         self._llm: Any = None
         self._stop_ids: list[int] = []
         self._phases: dict[str, float] = {}
-        self._accepted: Counter[int] = Counter()  # steps by how many of their drafts were accepted
+        self._draft_steps: Counter[tuple[int, int]] = Counter()  # by tokens drafted, and how many were accepted
+        self.depth_by_load: DepthByLoad | None = None
 
     async def start(self, version: int = 0) -> None:
-        """Load the model; `version` labels the weights it finds. Raises `DeadlineExceeded`."""
+        """Load the model, and measure the draft schedule where it is "auto"; `version` labels the weights it finds.
+
+        Raises `DeadlineExceeded`.
+        """
         # Here, not at the top: importing vLLM takes seconds, and only this process needs it.
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -111,6 +116,8 @@ class Engine:
         options: dict[str, Any] = {}
         if settings.num_draft_tokens:
             options["speculative_config"] = self.speculation()
+        if settings.draft_schedule == "auto":
+            options["scheduler_cls"] = "rlvr.inference.vllm_scheduler.make"
         if settings.kv_cache_bytes is not None:
             options["kv_cache_memory_bytes"] = settings.kv_cache_bytes
         arguments = AsyncEngineArgs(
@@ -126,7 +133,7 @@ class Engine:
             logprobs_mode="processed_logprobs",
             worker_extension_cls=f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
             weight_transfer_config={"backend": backend_name(settings.transport)},
-            per_request_spec_decode_metrics="summary" if settings.num_draft_tokens else "none",
+            per_request_spec_decode_metrics="detailed" if settings.num_draft_tokens else "none",
             disable_log_stats=True,
             **options,
         )
@@ -136,6 +143,15 @@ class Engine:
             await self._label(version)
         if settings.transport != "nccl":  # which needs the learner at the other end
             await self.connect({"packed": True} if settings.transport == "ipc" else {})
+        if settings.draft_schedule == "auto":
+            self.depth_by_load = DepthByLoad(
+                self._llm,
+                num_draft_tokens=settings.num_draft_tokens,
+                max_num_seqs=settings.max_num_seqs,
+                max_model_len=settings.max_model_len,
+            )
+            async with _deadline(settings.deadline_seconds, f"engine {settings.index} to time its steps"):
+                await self.depth_by_load.measure(self._generate)
 
     def speculation(self) -> dict[str, Any]:
         """vLLM's `speculative_config`."""
@@ -146,9 +162,11 @@ class Engine:
             # Greedy drafts, the default, are rejected most of the time when the policy samples at temperature 1.
             "draft_sample_method": "probabilistic",
         }
-        if settings.draft_schedule:
-            schedule = [list(entry) for entry in settings.draft_schedule]
-            speculation["num_speculative_tokens_per_batch_size"] = schedule
+        schedule = settings.draft_schedule
+        if schedule == "auto":
+            schedule = every_depth(settings.num_draft_tokens, settings.max_num_seqs)
+        if schedule:
+            speculation["num_speculative_tokens_per_batch_size"] = [list(entry) for entry in schedule]
         return speculation
 
     async def connect(self, init_info: dict[str, Any]) -> None:
@@ -175,8 +193,10 @@ class Engine:
             float(position[token].logprob) for position, token in zip(completion.logprobs, token_ids, strict=True)
         )
         drafts = completion.spec_decode_metrics
-        if drafts:
-            self._accepted.update(dict(enumerate(drafts.histogram)))
+        draft_steps = list(zip(drafts.per_step_drafted, drafts.per_step_accepted, strict=True)) if drafts else []
+        self._draft_steps.update(draft_steps)
+        if self.depth_by_load is not None:
+            self.depth_by_load.count(draft_steps)
         return Completion(
             token_ids=token_ids,
             logprobs=logprobs,
@@ -185,20 +205,19 @@ class Engine:
             weight_spans=tuple(
                 WeightSpan(int(span.version), span.start, span.end) for span in completion.weight_versions or ()
             ),
-            num_draft_tokens=drafts.num_draft_tokens if drafts else 0,
-            num_accepted_tokens=(
-                sum(accepted * count for accepted, count in enumerate(drafts.histogram)) if drafts else 0
-            ),
+            num_draft_tokens=sum(drafted for drafted, _ in draft_steps),
+            num_accepted_tokens=sum(accepted for _, accepted in draft_steps),
         )
 
     def acceptance_by_position(self) -> tuple[float, ...]:
         """Of all first drafts the share accepted, of all second ones, ...; since the last call, or the start."""
-        counts, self._accepted = self._accepted, Counter()
-        steps = max(1, counts.total())
-        return tuple(
-            sum(count for accepted, count in counts.items() if accepted > position) / steps
-            for position in range(self.settings.num_draft_tokens)
-        )
+        counts, self._draft_steps = self._draft_steps, Counter()
+        shares = []
+        for position in range(self.settings.num_draft_tokens):
+            drafts = sum(count for (drafted, _), count in counts.items() if drafted > position)
+            accepted = sum(count for (_, accepted), count in counts.items() if accepted > position)
+            shares.append(accepted / max(1, drafts))
+        return tuple(shares)
 
     async def update(self, weights: Weights) -> UpdateReport:
         """Replace policy and draft while requests wait, then let them go on.
@@ -222,12 +241,15 @@ class Engine:
             await self._phase("to resume", self._llm.resume_generation())
             resumed = time.perf_counter()
             received = (await self._phase("to sum what it loaded", self._llm.collective_rpc("rlvr_checksums")))[0]
+            if self.depth_by_load is not None:
+                await self._phase("to choose its draft depths", self.depth_by_load.choose())
         return UpdateReport(
             version=weights.version,
             checksums=Checksums(*received),
             paused_seconds=resumed - paused,
             total_seconds=time.perf_counter() - started,
             phases=self._phases,
+            draft_depths=dict(self.depth_by_load.depths) if self.depth_by_load is not None else {},
         )
 
     async def _receive(self, weights: Weights) -> None:

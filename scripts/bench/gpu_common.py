@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import machine
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rlvr.config import RunConfig, parse
@@ -23,16 +24,19 @@ from rlvr.rollout.renderer import Renderer
 from rlvr.starter.tokenizer import train_tokenizer
 from rlvr.tokenizer import load_tokenizer
 
-# Qwen2.5's published shapes, with one MTP layer.
+# Qwen2.5's published shapes, with one MTP layer; "tiny" is to try a program on the CPU.
 SHAPES = {
     "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
 }
 VOCABULARY = 151_936
 
 
 def device() -> str:
-    """GPU, driver and versions, for beside a figure."""
+    """GPU and versions, for beside a figure; the processor where there is no GPU."""
+    if not torch.cuda.is_available():
+        return machine()
     packages = ", ".join(f"{name} {version(name)}" for name in ("vllm", "deepspeed", "ray", "transformers"))
     return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, torch {torch.__version__}, {packages}"
 
@@ -55,7 +59,7 @@ def random_policy(size: str) -> Path:
         attn_implementation=IMPLEMENTATION,
     )  # fmt: skip
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = PolicyModel(Qwen2ForCausalLM(config), MtpLayer(config)).to(torch.bfloat16)
     partial = Path(tempfile.mkdtemp(dir=folder.parent))
     model.save(partial)

@@ -1,12 +1,15 @@
 """Rollout tokens/s with MTP drafting against without, by the number of running requests: one engine on one GPU.
 
-    scripts/bench/gpu_mtp.py FOLDER|0.5b|1.5b [--drafts 0 1] [--acceptance 0.8] [--schedule 1-128:1,129-512:0]
+    scripts/bench/gpu_mtp.py FOLDER|0.5b|1.5b [--drafts 0 1 auto] [--acceptance 0.8] [--schedule 1-128:1,129-512:0]
+    scripts/bench/gpu_mtp.py tiny --cpu
 
 FOLDER is a checkpoint with an MTP layer, whose real acceptance is measured; a size is random weights, for which
 `--acceptance` sets the share of drafts that vLLM accepts (`rejection_sample_method = "synthetic"`, for measuring only).
-Every request draws 256 tokens, past the end of its turn too, so that as many run to the last; its prompt is one of the
-math environment, or 64 random tokens. A round counts from its first request to its last token, after a short one of the
-same size to warm up.
+Each of `--drafts` is an engine of its own: so many tokens at once, by `--schedule` where one is given, or `auto`, at
+most as many as the others, by the schedule that the engine measures (`inference.draft_schedule = "auto"`). Every
+request draws 256 tokens, past the end of its turn too, so that as many run to the last; its prompt is one of the math
+environment, or 64 random tokens. A round counts from its first request to its last token, after a short one of the
+same size to warm up, behind which `auto` chooses as it does after an update of the weights.
 """
 
 from __future__ import annotations
@@ -17,51 +20,48 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from rlvr.inference.draft_schedule import DraftSchedule, as_schedule
 from rlvr.inference.engine import Engine, EngineSettings, environment_variables
 from rlvr.types import SamplingParams
-
-BATCHES = (1, 16, 64, 256, 512)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("policy")
-    parser.add_argument("--drafts", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--drafts", nargs="+", default=["0", "1", "auto"])
     parser.add_argument("--acceptance", type=float)
     parser.add_argument("--schedule", default="")
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--batches", type=int, nargs="+", help="default 1 16 64 256 512; on the CPU 1 4 16")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--cache-gib", type=int, default=8)
+    parser.add_argument("--cpu", action="store_true", help="to try the program: float32, eager, a small cache")
     arguments = parser.parse_args()
-    os.environ.update(environment_variables(num_threads=1, on_gpu=True))
+    if arguments.cpu and arguments.acceptance is not None:
+        parser.error("--acceptance: vLLM cannot set it on the CPU; leave it out, and the policy's own is measured")
+    if "auto" in arguments.drafts and not any(drafts not in ("0", "auto") for drafts in arguments.drafts):
+        parser.error("--drafts auto: name a depth above 0 beside it, the most that auto may draft")
+    arguments.batches = arguments.batches or ([1, 4, 16] if arguments.cpu else [1, 16, 64, 256, 512])
+    os.environ.update(environment_variables(num_threads=1, on_gpu=not arguments.cpu))
     from gpu_common import SHAPES, random_policy
 
     folder = random_policy(arguments.policy) if arguments.policy in SHAPES else Path(arguments.policy)
-    speeds: dict[int, dict[int, float]] = {}  # by depth and number of requests
+    speeds: dict[str, dict[int, float]] = {}  # by --drafts and number of requests
     for drafts in arguments.drafts:
         speeds[drafts] = asyncio.run(measure(arguments, folder, drafts, speeds))
-    best = [max(speeds, key=lambda drafts: speeds[drafts][batch]) for batch in arguments.batches]
-    print(f"fastest here: draft_schedule = {schedule_of(arguments.batches, best)}")
+    print(f"\ntokens/s, as a ratio to --drafts {arguments.drafts[0]}, by running requests")
+    print("".join(f"{title:>10}" for title in ("", *arguments.batches)))
+    for drafts, found in speeds.items():
+        ratios = [found[batch] / speeds[arguments.drafts[0]][batch] for batch in arguments.batches]
+        print(f"{drafts:>10}" + "".join(f"{ratio:10.2f}" for ratio in ratios))
+    fixed = {int(drafts): found for drafts, found in speeds.items() if drafts != "auto"}
+    best = {batch: max(fixed, key=lambda drafts: fixed[drafts][batch]) for batch in arguments.batches}
+    print(f"fastest of the fixed depths: draft_schedule = {[list(entry) for entry in as_schedule(best)]}")
 
 
-def schedule_of(batches: Sequence[int], depths: Sequence[int]) -> list[list[int]]:
-    """`inference.draft_schedule`: each depth up to half way (by ratio) to the first batch size that wants another."""
-    entries: list[list[int]] = []
-    for batch, depth in zip(batches, depths, strict=True):
-        if entries and entries[-1][2] != depth:
-            entries[-1][1] = round((entries[-1][1] * batch) ** 0.5)
-            entries.append([entries[-1][1] + 1, batch, depth])
-        elif entries:
-            entries[-1][1] = batch
-        else:
-            entries.append([1, batch, depth])
-    return entries
-
-
-def parse_schedule(text: str) -> tuple[tuple[int, int, int], ...]:
+def parse_schedule(text: str) -> DraftSchedule:
     entries = []
     for entry in filter(None, text.split(",")):
         span, depth = entry.split(":")
@@ -70,14 +70,20 @@ def parse_schedule(text: str) -> tuple[tuple[int, int, int], ...]:
     return tuple(entries)
 
 
-async def measure(arguments: Any, folder: Path, drafts: int, before: dict[int, dict[int, float]]) -> dict[int, float]:
+async def measure(arguments: Any, folder: Path, drafts: str, before: dict[str, dict[int, float]]) -> dict[int, float]:
     from gpu_common import device, prompts, report
+
+    num_draft_tokens = max(int(other) for other in arguments.drafts if other != "auto")
+    schedule: DraftSchedule | Literal["auto"] = "auto"
+    if drafts != "auto":
+        num_draft_tokens = int(drafts)
+        schedule = parse_schedule(arguments.schedule) if num_draft_tokens else ()
 
     class Measured(Engine):
         def speculation(self) -> dict[str, Any]:
             if arguments.acceptance is None:
                 return super().speculation()
-            rates = [arguments.acceptance ** (position + 1) for position in range(drafts)]
+            rates = [arguments.acceptance ** (position + 1) for position in range(num_draft_tokens)]
             synthetic = {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
             return super().speculation() | synthetic
 
@@ -88,14 +94,14 @@ async def measure(arguments: Any, folder: Path, drafts: int, before: dict[int, d
         EngineSettings(
             index=0,
             model_folder=str(folder),
-            dtype="bfloat16",
-            enforce_eager=arguments.eager,
-            num_draft_tokens=drafts,
-            draft_schedule=parse_schedule(arguments.schedule) if drafts else (),
+            dtype="float32" if arguments.cpu else "bfloat16",
+            enforce_eager=arguments.eager or arguments.cpu,
+            num_draft_tokens=num_draft_tokens,
+            draft_schedule=schedule,
             max_num_seqs=max(arguments.batches),
             max_model_len=1024,
             max_num_batched_tokens=8192,
-            kv_cache_bytes=arguments.cache_gib * 2**30,
+            kv_cache_bytes=2**28 if arguments.cpu else arguments.cache_gib * 2**30,
             gpu_memory_utilization=0.2,
             transport="memory",
             seed=0,
@@ -105,6 +111,8 @@ async def measure(arguments: Any, folder: Path, drafts: int, before: dict[int, d
     started = time.perf_counter()
     await engine.start()
     start_seconds = time.perf_counter() - started
+    auto = engine.depth_by_load
+    costs = {size: [float(f"{cost:.4g}") for cost in of_size] for size, of_size in auto.costs.items()} if auto else {}
     found: dict[int, float] = {}
     for batch in arguments.batches:
         for warm in (True, False):
@@ -116,6 +124,8 @@ async def measure(arguments: Any, folder: Path, drafts: int, before: dict[int, d
             )
             seconds = time.perf_counter() - began
             by_position = engine.acceptance_by_position()
+            if warm and auto is not None:
+                await auto.choose()
         produced = sum(len(completion.token_ids) for completion in completions)
         drafted = sum(completion.num_draft_tokens for completion in completions)
         accepted = sum(completion.num_accepted_tokens for completion in completions)
@@ -123,8 +133,9 @@ async def measure(arguments: Any, folder: Path, drafts: int, before: dict[int, d
         found[batch] = speed
         first = next(iter(before.values()), found)[batch]
         report(
-            program="gpu_mtp", policy=folder.name, drafts=drafts, schedule=arguments.schedule, batch=batch,
-            eager=arguments.eager, tokens_per_second=speed, against_first=speed / first, tokens=produced,
+            program="gpu_mtp", policy=folder.name, drafts=drafts, batch=batch, eager=arguments.eager,
+            schedule=as_schedule(auto.depths) if auto else arguments.schedule, step_seconds=costs,
+            tokens_per_second=speed, against_first=speed / first, tokens=produced,
             acceptance=accepted / drafted if drafted else 0.0,
             by_position=[round(share, 4) for share in by_position], start_seconds=start_seconds, device=device(),
         )  # fmt: skip

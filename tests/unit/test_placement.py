@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -50,6 +51,14 @@ def test_the_way_through_memory_can_be_chosen_anywhere_and_the_share_of_memory_t
     assert found.gpu_memory_utilization == 0.3
 
 
+def test_a_draft_schedule_is_given_or_measured_and_by_default_neither() -> None:
+    assert parsed().inference.draft_schedule == ()
+    assert parsed(inference={"draft_schedule": "auto"}).inference.draft_schedule == "auto"
+    given = parsed(inference={"num_draft_tokens": 2, "draft_schedule": [[1, 64, 2], [65, 128, 0]]})
+    assert given.inference.draft_schedule == ((1, 64, 2), (65, 128, 0))
+    assert config.parse(json.loads(config.dump(given))) == given
+
+
 @pytest.mark.parametrize(
     ("inference", "learner", "said"),
     [
@@ -61,7 +70,19 @@ def test_the_way_through_memory_can_be_chosen_anywhere_and_the_share_of_memory_t
         ({"gpus_per_engine": 0.5, "weight_transfer": "nccl"}, {"gpus_per_rank": 0.5}, "possible are ipc, memory"),
         ({"gpus_per_engine": 1, "weight_transfer": "ipc"}, {"gpus_per_rank": 1}, "possible are memory, nccl"),
         ({"num_draft_tokens": 1, "draft_schedule": [[1, 64, 2]]}, {}, "at most inference.num_draft_tokens = 1"),
-        ({"num_draft_tokens": 1, "draft_schedule": [[2, 64, 1]]}, {}, "starts at 1"),
+        ({"num_draft_tokens": 1, "draft_schedule": [[2, 64, 1]]}, {}, "start at 1"),
+        ({"num_draft_tokens": 1, "draft_schedule": [[1, 64, 1], [60, 80, 0]]}, {}, "begins where the one before ended"),
+        ({"num_draft_tokens": 1, "draft_schedule": [[1, 64, 1], [66, 80, 0]]}, {}, "begins where the one before ended"),
+        ({"num_draft_tokens": 1, "draft_schedule": [[1, 0, 1]]}, {}, "it is 'auto', or ranges"),
+        ({"num_draft_tokens": 1, "draft_schedule": [[1, 9, 1], [10, 4, 0]]}, {}, "begins where the one before ended"),
+        (
+            {"num_draft_tokens": 1, "draft_schedule": [[1, 64]]},
+            {},
+            r"it is 'auto', or ranges .*\[from, to, ",
+        ),
+        ({"num_draft_tokens": 1, "draft_schedule": "fast"}, {}, "= \"fast\": it is 'auto', or ranges"),
+        ({"num_draft_tokens": 0, "draft_schedule": "auto"}, {}, "num_draft_tokens = 0 must be at least 1"),
+        ({"num_draft_tokens": 3, "draft_schedule": "auto", "max_num_seqs": 3}, {}, "below inference.max_num_seqs = 3"),
     ],
 )
 def test_a_placement_that_cannot_be_is_refused_with_the_way_out(

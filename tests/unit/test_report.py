@@ -125,6 +125,15 @@ def test_a_mixtures_line_tells_the_reward_of_each_environment(reporter: Reporter
     reporter.step(METRICS, num_steps=5, accuracy=None, left_seconds=1)
 
 
+def test_a_draft_schedule_is_said_when_it_is_another(reporter: Reporter, output: io.StringIO) -> None:
+    for at_64 in (1, 1, 0.5):
+        depths = {"draft/depth/64": at_64, "draft/depth/4": 1.0}
+        reporter.step(METRICS | depths, num_steps=5, accuracy=None, left_seconds=1)
+        reporter.step(METRICS, num_steps=5, accuracy=None, left_seconds=1)
+    said = [line.partition("] ")[2] for line in output.getvalue().splitlines() if "drafts by" in line]
+    assert said == ["drafts by running requests: 1 at 4, 1 at 64", "drafts by running requests: 1 at 4, 0.5 at 64"]
+
+
 def test_a_grid_has_its_columns_and_rows(reporter: Reporter, output: io.StringIO) -> None:
     reporter.grid("title", ["", "0", "8"], [["math", "1 %", "2 %"]])
     assert all(text in output.getvalue() for text in ("title", "math", "1 %", "2 %"))

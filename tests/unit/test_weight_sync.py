@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -30,10 +30,12 @@ class FakeEngine:
         checksums: Checksums = PUBLISHED,
         logprobs: Sequence[float] = PROBE.expected,
         seconds: tuple[float, float] = (0.1, 0.2),
+        depths: Mapping[int, int] | None = None,
         error: Exception | None = None,
     ) -> None:
         self.name = name
         self._checksums, self._logprobs, self._seconds, self._error = checksums, logprobs, seconds, error
+        self._depths = dict(depths or {})
         self.asked: list[tuple[int, ...]] = []
         self.updated = False
 
@@ -51,6 +53,7 @@ class FakeEngine:
             paused_seconds=self._seconds[0],
             total_seconds=self._seconds[1],
             phases={},
+            draft_depths=self._depths,
         )
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
@@ -77,6 +80,18 @@ async def test_a_sync_reports_the_worst_over_all_engines() -> None:
     assert report.total_seconds == 0.9
     assert report.probe_error == pytest.approx(0.0005)
     assert [engine.asked for engine in engines] == [[PROBE.token_ids], [PROBE.token_ids]]
+
+
+async def test_a_syncs_metrics_are_its_times_and_the_draft_depths_of_engines_that_measure() -> None:
+    report = await run(FakeEngine(depths={1: 3, 64: 1}), FakeEngine("engine 1", depths={1: 3, 64: 0}))
+    assert report.metrics == {
+        "sync/paused_seconds": 0.1,
+        "sync/total_seconds": 0.2,
+        "sync/probe_error": 0.0,
+        "draft/depth/1": 3.0,
+        "draft/depth/64": 0.5,
+    }
+    assert not any("draft" in name for name in (await run(FakeEngine())).metrics)
 
 
 async def test_all_engines_are_updated_at_once() -> None:
