@@ -155,7 +155,9 @@ def play(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    # They fork from a process that has imported everything and run nothing: imports are most of a case's time.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deepspeed", "transformers.models.qwen2.modeling_qwen2", __name__])
     processes = []
     for rank in range(num_ranks):
         arguments = {
