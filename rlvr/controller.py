@@ -312,11 +312,7 @@ class Controller:
         if self._publishing is not None:
             await self._publishing
         if self._sync_report is not None:
-            metrics |= {
-                "sync/paused_seconds": self._sync_report.paused_seconds,
-                "sync/total_seconds": self._sync_report.total_seconds,
-                "sync/probe_error": self._sync_report.probe_error,
-            }
+            metrics |= self._sync_report.metrics
         self._publishing = self._group.create_task(self._publish(self.version))
         # The references are made before the learner's next step is asked for, and so hold this version.
         await asyncio.sleep(0)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from rlvr.errors import WeightSyncError
 from rlvr.inference.engine import UpdateReport
-from rlvr.weights import Checksums
+from rlvr.weights import Checksums, Part
 
 
 class SyncTarget(Protocol):
@@ -49,6 +49,17 @@ class SyncReport:
     total_seconds: float
     probe_error: float
     phases: dict[str, float]  # of the engine that was slowest
+    loading: dict[Part, str]  # as well
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """For the step's line."""
+        return {
+            "sync/paused_seconds": self.paused_seconds,
+            "sync/total_seconds": self.total_seconds,
+            "sync/probe_error": self.probe_error,
+            "sync/in_place": float(set(self.loading.values()) == {"in place"}),
+        }
 
 
 async def publish(
@@ -70,11 +81,13 @@ async def publish(
                     f"published {published:08x}"
                 )
     error = await check(version, targets, expected)
+    slowest = max(reports, key=lambda report: report.total_seconds)
     return SyncReport(
         paused_seconds=max(report.paused_seconds for report in reports),
         total_seconds=max(report.total_seconds for report in reports),
         probe_error=error,
-        phases=max(reports, key=lambda report: report.total_seconds).phases,
+        phases=slowest.phases,
+        loading=slowest.loading,
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 from rlvr.errors import DeadlineExceeded, WeightSyncError
 from rlvr.inference import orphans
 from rlvr.types import Completion, FinishReason, SamplingParams, WeightSpan
-from rlvr.weights import Checksums, Offer, Part, Weights
+from rlvr.weights import PARTS, Checksums, Part, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class UpdateReport:
     paused_seconds: float
     total_seconds: float
     phases: dict[str, float]  # seconds, by what was waited for
+    loading: dict[Part, str]  # "in place", or "reload: " and why
 
 
 def backend_name(transport: Transport) -> str:
@@ -212,12 +213,12 @@ class Engine:
             paused = time.perf_counter()
             await self._phase("to pause", self._llm.pause_generation(mode="keep", clear_cache=False))
             try:
-                await self._receive(weights)
+                loading = await self._receive(weights)
             except WeightSyncError as error:
                 if not weights.repeatable:
                     raise
                 logger.warning("engine %d takes version %d again: %s", self.settings.index, weights.version, error)
-                await self._receive(weights)
+                loading = await self._receive(weights)
             await self._label(weights.version)
             await self._phase("to resume", self._llm.resume_generation())
             resumed = time.perf_counter()
@@ -228,27 +229,22 @@ class Engine:
             paused_seconds=resumed - paused,
             total_seconds=time.perf_counter() - started,
             phases=self._phases,
+            loading=loading,
         )
 
-    async def _receive(self, weights: Weights) -> None:
+    async def _receive(self, weights: Weights) -> dict[Part, str]:
+        parts = PARTS if self.settings.num_draft_tokens else PARTS[:1]
         with weights.offer() as offer:
-            await self._receive_part("policy", offer, weights.version)
-            if self.settings.num_draft_tokens:
-                await self._receive_part("draft", offer, weights.version)
-
-    async def _receive_part(self, part: Part, offer: Offer, version: int) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        start = self._llm.start_weight_update if part == "policy" else self._llm.start_draft_weight_update
-        try:
-            await self._phase(f"to prepare its {part}", start())
-            request = WeightTransferUpdateRequest(update_info=offer[part])
-            await self._phase(f"to load its {part}", self._llm.update_weights(request))
-            await self._phase(f"to finish its {part}", self._llm.finish_weight_update())
-        except DeadlineExceeded:
-            raise
-        except Exception as error:
-            raise WeightSyncError(f"the {part} of version {version} was not taken: {error!r}") from error
+            taken = {part: offer[part] for part in parts}
+            try:
+                update = self._llm.collective_rpc("rlvr_update", args=(taken,))
+                ((seconds, loading),) = await self._phase("to take the weights", update)
+            except DeadlineExceeded:
+                raise
+            except Exception as error:
+                raise WeightSyncError(f"version {weights.version} was not taken: {error!r}") from error
+        self._phases |= seconds
+        return cast("dict[Part, str]", loading)
 
     async def _phase(self, waited_for: str, work: Awaitable[Any]) -> Any:
         started = time.perf_counter()

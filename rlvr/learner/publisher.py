@@ -26,9 +26,9 @@ from rlvr.weights import (
     PackedWeights,
     Part,
     Weights,
-    checksum,
+    checksums,
     description,
-    digest,
+    fingerprints,
     pack,
     part_of,
 )
@@ -101,14 +101,14 @@ class IpcPublisher(Publisher):
         if self._buffers is None:
             self._buffers = {part: self._new_buffer(entries) for part, entries in _by_part(self.parameters).items()}
         ends = dict.fromkeys(self._buffers, 0)
-        digests: dict[Part, list[tuple[str, Tensor]]] = {"policy": [], "draft": []}
+        sums = fingerprints()
         for name, tensor in self.stream():
             part = part_of(name)
             flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
             self._buffers[part][ends[part] : ends[part] + len(flat)].copy_(flat)
             ends[part] += len(flat)
-            digests[part].append((name, digest(tensor)))
-        self._checksums = Checksums(checksum(digests["policy"]), checksum(digests["draft"]))
+            sums[part].add(name, tensor)
+        self._checksums = checksums(sums)
         torch.cuda.synchronize()
         gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
         infos: Offer = {}
@@ -157,22 +157,22 @@ class NcclPublisher(Publisher):
         return BroadcastWeights(version=version, infos=infos) if self.rank == 0 else None
 
     def send(self) -> Checksums | None:
-        digests: dict[Part, list[tuple[str, Tensor]]] = {"policy": [], "draft": []}
+        sums = fingerprints()
 
         def noting() -> Iterator[tuple[str, Tensor]]:
             for name, tensor in self.stream():
-                digests[part_of(name)].append((name, digest(tensor)))
+                sums[part_of(name)].add(name, tensor)
                 yield name, tensor
 
         if self._partitioned:
             self._broadcast(noting())
         elif self.rank == 0:
-            for _ in noting():
-                pass
             torch.cuda.synchronize()  # what the last step wrote must be there for streams that did not see it happen
             self._sending = threading.Thread(target=self._send_aside, name="weight-sync", daemon=True)
             self._sending.start()
-        return Checksums(checksum(digests["policy"]), checksum(digests["draft"])) if self.rank == 0 else None
+            for _ in noting():  # meanwhile: the engines' requests wait for the thread, and for the sums nobody
+                pass
+        return checksums(sums) if self.rank == 0 else None
 
     def wait(self, seconds: float) -> None:
         if self._sending is None:

@@ -75,6 +75,7 @@ async def publish(engine: Engine, folder: Path, version: int) -> None:
     report = await engine.update(weights)
     assert report.checksums == weights.checksums()
     assert report.checksums.policy != report.checksums.draft
+    assert {how.split(":")[0] for how in report.loading.values()} == {"reload"}, "the CPU packs its linear weights"
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

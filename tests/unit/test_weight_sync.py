@@ -51,6 +51,7 @@ class FakeEngine:
             paused_seconds=self._seconds[0],
             total_seconds=self._seconds[1],
             phases={},
+            loading={},
         )
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
