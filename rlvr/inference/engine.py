@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from rlvr.errors import DeadlineExceeded, WeightSyncError
+from rlvr.errors import DeadlineExceeded, EngineLost, WeightSyncError
 from rlvr.inference import orphans
 from rlvr.types import Completion, FinishReason, SamplingParams, WeightSpan
 from rlvr.weights import PARTS, Checksums, Part, Weights
@@ -160,7 +160,7 @@ class Engine:
             await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
-        """Continue `prompt_ids`. Raises vLLM's error when the engine is dead or the prompt too long."""
+        """Continue `prompt_ids`. Raises `EngineLost` when vLLM is dead, and its own error for too long a prompt."""
         output = await self._generate(
             prompt_ids,
             max_tokens=params.max_tokens,
@@ -275,13 +275,17 @@ class Engine:
         from vllm import SamplingParams as VllmSamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         request = VllmSamplingParams(detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **params)
         # The salt: with a kept cache, a new request would run on keys and values of the weights before.
         prompt = tokens_input(list(prompt_ids), cache_salt=f"version {self.version}")
         final = None
-        async for output in self._llm.generate(prompt, request, f"request-{next(self._request_ids)}"):
-            final = output
+        try:
+            async for output in self._llm.generate(prompt, request, f"request-{next(self._request_ids)}"):
+                final = output
+        except EngineDeadError as error:
+            raise EngineLost(f"engine {self.settings.index}", str(error)) from error
         if final is None:
             raise RuntimeError("vLLM ended a request without an output")
         return final

@@ -31,7 +31,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferInitInfo
 from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
@@ -185,7 +185,11 @@ class MemoryTransferEngine(_InPlace, _MemoryTransferEngine):
 
 
 class NcclTransferEngine(_InPlace, NCCLWeightTransferEngine):
-    """vLLM's own, between GPUs."""
+    """vLLM's own, between GPUs. It can meet the learner again, in another group than before."""
+
+    def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
+        self.shutdown()
+        super().init_transfer_engine(init_info)
 
 
 class IpcTransferEngine(_InPlace, IPCWeightTransferEngine):

@@ -3,8 +3,8 @@
     scripts/bench/gpu_sync.py 1.5b nccl|ipc|memory [--zero 2] [--rounds 6]
 
 The first version goes through vLLM's reload, the later ones in place where they can. For both it says: how long
-requests stood still; how long the transfer took (receiving and loading, policy and draft), as GB/s, and as a share of what a
-plain copy of as many bytes over the same link makes; and how long preparing and finishing took. Versions whose
+requests stood still; how long the transfer took (receiving and loading, policy and draft), as GB/s, and as a share of
+what a plain copy of as many bytes over the same link makes; and how long preparing and finishing took. Versions whose
 checksums or probe disagree end the program. `ipc` shares one GPU between learner and engine; `nccl` needs two.
 """
 

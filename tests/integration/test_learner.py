@@ -24,7 +24,8 @@ from rlvr.config import RunConfig
 from rlvr.errors import CheckpointError, ConfigError
 from rlvr.learner.attention import IMPLEMENTATION
 from rlvr.learner.checkpoint import load_state
-from rlvr.learner.learner import Learner, clip_apart
+from rlvr.learner.gradients import clip_apart
+from rlvr.learner.learner import Learner
 from rlvr.learner.model import PolicyModel
 from rlvr.learner.mtp import MtpLayer
 from rlvr.types import LossSettings, Sample, TrainBatch
