@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlvr.diagnostics import exactness
+from rlvr.errors import EngineLost
 from rlvr.inference.engine import Engine, EngineSettings, environment_variables
 from rlvr.learner.model import PolicyModel
 from rlvr.types import Completion, SamplingParams
@@ -212,3 +214,17 @@ async def test_acceptance_is_that_of_the_draft_layer_that_was_published(
     if engine.settings.num_draft_tokens == 1:
         assert accepted / drafted == pytest.approx(expected, abs=0.04)
     assert accepted > 0
+
+
+async def test_an_engine_whose_process_is_killed_says_so_to_all_that_wait(engine: Engine) -> None:
+    """The last of this file: the engine is gone afterwards."""
+    running = asyncio.gather(*(sample(engine, 1, seed=seed, length=200) for seed in range(4)), return_exceptions=True)
+    await asyncio.sleep(0.2)
+    process = await engine.process_id()
+    assert process != os.getpid()
+    os.kill(process, signal.SIGKILL)
+    for error in await asyncio.wait_for(running, 60):
+        assert isinstance(error, EngineLost)
+        assert str(error).startswith("engine 0 died")
+    with pytest.raises(EngineLost):
+        await sample(engine, 1)
