@@ -164,11 +164,11 @@ class NcclPublisher(Publisher):
             self._group.destroy()
 
     def _forget_what_was_sent(self) -> None:
-        sending, self._sending, self._error = self._sending, None, None
-        if sending is not None:
-            sending.join(ABANDON_SECONDS)
-            if sending.is_alive():
+        if self._sending is not None:
+            self._sending.join(ABANDON_SECONDS)
+            if self._sending.is_alive():
                 raise DeadlineExceeded("the learner's sending to end with its group", ABANDON_SECONDS)
+        self._sending = self._error = None  # an error of its end as well
 
     def offer(self, version: int) -> BroadcastWeights | None:
         infos: Offer = {part: _described(parameters) for part, parameters in _by_part(self.parameters).items()}
