@@ -218,12 +218,15 @@ async def test_acceptance_is_that_of_the_draft_layer_that_was_published(
 
 async def test_an_engine_whose_process_is_killed_says_so_to_all_that_wait(engine: Engine) -> None:
     """The last of this file: the engine is gone afterwards."""
-    running = asyncio.gather(*(sample(engine, 1, seed=seed, length=200) for seed in range(4)), return_exceptions=True)
-    await asyncio.sleep(0.2)
     process = await engine.process_id()
     assert process != os.getpid()
+    running = asyncio.gather(*(sample(engine, 1, seed=seed, length=200) for seed in range(64)), return_exceptions=True)
+    await asyncio.sleep(0.05)
     os.kill(process, signal.SIGKILL)
-    for error in await asyncio.wait_for(running, 60):
+    ends = await asyncio.wait_for(running, 60)
+    lost = [end for end in ends if isinstance(end, BaseException)]
+    assert lost
+    for error in lost:
         assert isinstance(error, EngineLost)
         assert str(error).startswith("engine 0 died")
     with pytest.raises(EngineLost):
