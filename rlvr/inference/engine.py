@@ -13,17 +13,19 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from rlvr.errors import DeadlineExceeded, EngineLost, WeightSyncError
+from rlvr.errors import DeadlineExceeded, EngineLost, RlvrError, WeightSyncError
 from rlvr.inference import orphans
 from rlvr.types import Completion, FinishReason, SamplingParams, WeightSpan
 from rlvr.weights import PARTS, Checksums, Part, Weights
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 Transport = Literal["memory", "ipc", "nccl"]
 # (from, to, depth): so many tokens are drafted while so many requests run, bounds included.
@@ -205,7 +207,8 @@ class Engine:
         """Replace policy and draft while requests wait, then let them go on.
 
         What failed half-way is taken again from its beginning, once, where it can be had again. Raises
-        `WeightSyncError`, and `DeadlineExceeded` for each phase; the engine is then half written, and samples no more.
+        `WeightSyncError`, `EngineLost`, and `DeadlineExceeded` for each phase; the engine is then half written, samples
+        no more, and must be replaced (`rlvr.fleet`).
         """
         started = time.perf_counter()
         async with self._update_lock:
@@ -239,19 +242,27 @@ class Engine:
             try:
                 update = self._llm.collective_rpc("rlvr_update", args=(taken,))
                 ((seconds, loading),) = await self._phase("to take the weights", update)
-            except DeadlineExceeded:
+            except RlvrError:
                 raise
             except Exception as error:
                 raise WeightSyncError(f"version {weights.version} was not taken: {error!r}") from error
         self._phases |= seconds
         return cast("dict[Part, str]", loading)
 
-    async def _phase(self, waited_for: str, work: Awaitable[Any]) -> Any:
+    async def _phase(self, waited_for: str, work: Coroutine[Any, Any, Any]) -> Any:
         started = time.perf_counter()
-        async with _deadline(self.settings.deadline_seconds, f"engine {self.settings.index} {waited_for}"):
-            result = await work
+        name = f"engine {self.settings.index}"
+        asked = asyncio.ensure_future(work)
+        try:
+            async with _deadline(self.settings.deadline_seconds, f"{name} {waited_for}"):
+                # vLLM never answers what was asked of a process that dies over it.
+                while not (await asyncio.wait([asked], timeout=_SECONDS_BETWEEN_LOOKS))[0]:
+                    if self._llm.errored:
+                        raise EngineLost(name, f"vLLM's process ended while the run waited for it {waited_for}")
+        finally:
+            asked.cancel()
         self._phases[waited_for] = time.perf_counter() - started
-        return result
+        return asked.result()
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Natural-log probability of each token given those before it, from the second on: a sync is checked by it."""

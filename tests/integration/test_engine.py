@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlvr.diagnostics import exactness
-from rlvr.errors import EngineLost
+from rlvr.errors import EngineLost, WeightSyncError
 from rlvr.inference.engine import Engine, EngineSettings, environment_variables
 from rlvr.learner.model import PolicyModel
 from rlvr.types import Completion, SamplingParams
@@ -216,13 +217,26 @@ async def test_acceptance_is_that_of_the_draft_layer_that_was_published(
     assert accepted > 0
 
 
-async def test_an_engine_whose_process_is_killed_says_so_to_all_that_wait(engine: Engine) -> None:
+async def test_an_engine_whose_process_is_killed_says_so_to_all_that_wait(
+    engine: Engine, folders: dict[int, Path]
+) -> None:
     """The last of this file: the engine is gone afterwards."""
     process = await engine.process_id()
     assert process != os.getpid()
+
+    class Killing(PackedWeights):
+        """The engine dies when it is about to read them."""
+
+        def offer(self) -> Any:
+            with contextlib.suppress(ProcessLookupError):  # a second reading
+                os.kill(process, signal.SIGKILL)
+            return PackedWeights(version=self.version, manifest=self.manifest, buffer=self.buffer).offer()
+
+    packed = pack(40, PolicyModel.load(folders[1], dtype=torch.float32).named_weights())
     running = asyncio.gather(*(sample(engine, 1, seed=seed, length=200) for seed in range(64)), return_exceptions=True)
     await asyncio.sleep(0.05)
-    os.kill(process, signal.SIGKILL)
+    with pytest.raises((EngineLost, WeightSyncError)):
+        await asyncio.wait_for(engine.update(Killing(version=40, manifest=packed.manifest, buffer=packed.buffer)), 60)
     ends = await asyncio.wait_for(running, 60)
     lost = [end for end in ends if isinstance(end, BaseException)]
     assert lost
