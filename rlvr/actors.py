@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from rlvr.config import RunConfig
-from rlvr.errors import ComponentDied, DeadlineExceeded, RlvrError
+from rlvr.errors import ComponentDied, DeadlineExceeded, EngineLost, RlvrError
 from rlvr.inference.engine import Engine, EngineSettings, UpdateReport, environment_variables
 from rlvr.inference.router import Router
 from rlvr.learner.publisher import nccl_init_info
@@ -27,6 +27,8 @@ from rlvr.weights import Checksums
 
 # Requests wait inside the actors; only their number is bounded here, and far above what slots allow.
 _MAX_CONCURRENCY = 10_000
+# The learner's other methods run one at a time, in the order in which they were called.
+_BESIDE = "beside"
 
 
 async def ask(component: str, waited_for: str, reference: Any, seconds: float) -> Any:
@@ -63,7 +65,7 @@ class EngineHandle:
         self._seconds = config.run.deadline_seconds
         inference = config.inference
         on_gpu = inference.gpus_per_engine > 0
-        settings = EngineSettings(
+        self._settings = EngineSettings(
             index=index,
             model_folder=model_folder,
             dtype=("bfloat16" if on_gpu else "float32") if inference.dtype == "auto" else inference.dtype,
@@ -79,22 +81,28 @@ class EngineHandle:
             seed=config.run.seed,
             deadline_seconds=self._seconds,
         )
-        self.actor = (
-            ray.remote(engine_class)
-            .options(
-                num_cpus=inference.cpus_per_engine,
-                num_gpus=inference.gpus_per_engine,
-                **placement.options(index),
-                max_concurrency=_MAX_CONCURRENCY,
-                runtime_env={"env_vars": environment_variables(num_threads=inference.num_threads, on_gpu=on_gpu)},
-            )
-            .remote(settings)
+        self._remote = ray.remote(engine_class).options(
+            num_cpus=inference.cpus_per_engine,
+            num_gpus=inference.gpus_per_engine,
+            **placement.options(index),
+            max_concurrency=_MAX_CONCURRENCY,
+            runtime_env={"env_vars": environment_variables(num_threads=inference.num_threads, on_gpu=on_gpu)},
         )
+        self.actor = self._remote.remote(self._settings)
+        self._folder_version = 0
         self._to_publish: Any = None
 
     async def start(self, version: int) -> None:
-        """Load the model."""
+        """Load the model; `version` is that of its folder."""
+        self._folder_version = version
         await ask(self.name, "to start", self.actor.start.remote(version), self._seconds)
+
+    async def restart(self) -> None:
+        """End the engine, whatever state it is in, and start another in its place, with the weights of its folder."""
+        # By force: its loop may wait for a transfer that never ends. vLLM's processes end with it (`orphans`).
+        ray.kill(self.actor)
+        self.actor = self._remote.remote(self._settings)
+        await self.start(self._folder_version)
 
     async def connect(self, init_info: dict[str, Any]) -> None:
         """As `Engine.connect`."""
@@ -138,17 +146,26 @@ class _WorkerActor:
     ) -> None:
         from rlvr.tokenizer import load_tokenizer
 
-        def call(engine: Any) -> Any:
+        self._engines = engines
+
+        def call(index: int) -> Any:
             async def sample(prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
-                completion: Completion = await engine.sample.remote(prompt_ids, params)
-                return completion
+                try:
+                    completion: Completion = await self._engines[index].sample.remote(prompt_ids, params)
+                    return completion
+                except RayTaskError as error:
+                    if isinstance(error.cause, EngineLost):
+                        raise error.cause from error
+                    raise
+                except RayActorError as error:
+                    raise EngineLost(f"engine {index}", str(error)) from error
 
             return sample
 
         self._worker = RolloutWorker(
             environments=environments,
             tokenizer=load_tokenizer(model_folder),
-            sampler=Router([call(engine) for engine in engines]),
+            sampler=Router([call(index) for index in range(len(engines))]),
             max_model_len=max_model_len,
         )
 
@@ -159,6 +176,10 @@ class _WorkerActor:
     async def play(self, order: Order) -> Group:
         """As `RolloutWorker.play`."""
         return await self._worker.play(order)
+
+    async def replace(self, index: int, engine: Any) -> None:
+        """From now on ask this actor for what engine `index` samples."""
+        self._engines[index] = engine
 
     async def close(self) -> None:
         """As `RolloutWorker.close`."""
@@ -207,6 +228,10 @@ class WorkerHandle:
         finally:
             self.num_playing -= 1
 
+    async def replace(self, index: int, engine: EngineHandle) -> None:
+        """As `_WorkerActor.replace`."""
+        await ask(self.name, "to note a new engine", self.actor.replace.remote(index, engine.actor), self._seconds)
+
     async def stop(self) -> None:
         """Close the environments, then end the actor."""
         with contextlib.suppress(Exception):
@@ -235,6 +260,11 @@ class _LearnerActor:
         """Any other method of `Learner`."""
         return getattr(self._learner, method)(*arguments)
 
+    @ray.method(concurrency_group=_BESIDE)  # type: ignore[untyped-decorator]
+    def abandon(self) -> None:
+        """As `Learner.abandon`, while another method is under way: it may be waiting for the engines."""
+        self._learner.abandon()
+
 
 class LearnerHandle:
     """All ranks of the learner: each method runs on every one of them, in the same order."""
@@ -249,7 +279,7 @@ class LearnerHandle:
             "TOKENIZERS_PARALLELISM": "false",
             "TRANSFORMERS_VERBOSITY": "error",
         }
-        actor = ray.remote(_LearnerActor)
+        actor = ray.remote(concurrency_groups={_BESIDE: 1})(_LearnerActor)
         self.ranks = [
             actor.options(
                 num_cpus=learner.cpus_per_rank,
@@ -271,13 +301,22 @@ class LearnerHandle:
             ],
         )
 
-    async def step(self, updates: Sequence[tuple[tuple[tuple[MicroBatch, ...], ...], int]]) -> dict[str, float]:
-        """Train on one batch: per update the shards by rank, and the number of loss tokens."""
+    async def step(
+        self,
+        updates: Sequence[tuple[tuple[tuple[MicroBatch, ...], ...], int]],
+        may_change: Callable[[], Awaitable[None]],
+    ) -> dict[str, float]:
+        """Train on one batch: per update the shards by rank, and the number of loss tokens.
+
+        The weights stay as they are until `may_change` returns: until then they can be sent, and sent again.
+        """
         calls = [
-            rank.call.remote("step", [(shards[index], num_loss_tokens) for shards, num_loss_tokens in updates])
+            rank.call.remote("begin", [(shards[index], num_loss_tokens) for shards, num_loss_tokens in updates])
             for index, rank in enumerate(self.ranks)
         ]
-        metrics: list[dict[str, float]] = await self._gather("to take a step", calls)
+        await self._gather("to go through a batch", calls)
+        await may_change()
+        metrics: list[dict[str, float]] = await self._all("to take a step", "finish")
         return metrics[0]
 
     def weights(self, version: int) -> tuple[Any, Any]:
@@ -304,6 +343,10 @@ class LearnerHandle:
             self._all("to meet the engines", "connect", addr, port, len(engines)),
             *(engine.connect(nccl_init_info(**place, index=index)) for index, engine in enumerate(engines)),
         )
+
+    async def abandon(self) -> None:
+        """End whatever is being sent, so that the engines can be met anew."""
+        await ask("learner rank 0", "to leave its engines", self.ranks[0].abandon.remote(), self._seconds)
 
     def logprobs(self, token_ids: Sequence[int]) -> Any:
         """A reference to the log-probabilities of fixed tokens under the weights as they are now."""

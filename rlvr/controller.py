@@ -36,6 +36,7 @@ from rlvr.buffer import GroupBuffer, Ready
 from rlvr.config import RunConfig
 from rlvr.errors import DeadlineExceeded, RlvrError
 from rlvr.evaluation import Evaluation, compare, play_tasks, summarize
+from rlvr.fleet import Fleet
 from rlvr.inference.engine import Engine
 from rlvr.ledger import Ledger
 from rlvr.metrics import RolloutMeter
@@ -46,7 +47,7 @@ from rlvr.run_folder import FRESH, RunFolder, RunState
 from rlvr.samples import samples_from_group
 from rlvr.tasks import Member, Mixture, Ticket, held_out
 from rlvr.types import Group, Sample
-from rlvr.weight_sync import Probe, SyncReport, check, publish
+from rlvr.weight_sync import SyncReport
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,6 @@ class Controller:
         self._sync_report: SyncReport | None = None
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
-        self._probe_ids = tuple(random.Random(0).randrange(vocabulary_size) for _ in range(_PROBE_TOKENS))
 
         source = str(self.checkpoint / "model") if self.checkpoint else model_folder
         placement = Placement(config)
@@ -104,6 +104,14 @@ class Controller:
         self.workers = [
             WorkerHandle(index, config, source, self.engines) for index in range(config.rollout.num_workers)
         ]
+        exact = config.inference.dtype == "float32" or config.inference.gpus_per_engine == 0
+        self._fleet = Fleet(
+            self.engines,
+            self.workers,
+            self.learner,
+            probe_ids=tuple(random.Random(0).randrange(vocabulary_size) for _ in range(_PROBE_TOKENS)),
+            probe_tolerance=config.inference.probe_tolerance or (1e-4 if exact else 0.5),
+        )
 
     async def run(self) -> None:
         """Train to the end, or to the first signal; raises what ended the run otherwise."""
@@ -133,8 +141,7 @@ class Controller:
         if self.config.colocated:  # vLLM measures how much of a GPU it may take, and must not be disturbed
             await engines
         await asyncio.gather(engines, self.learner.start(checkpoint), *(worker.start() for worker in self.workers))
-        await self.learner.connect(self.engines)
-        await check(self.version, self.engines, await self._probe(self.learner.logprobs(self._probe_ids)))
+        await self._fleet.meet(self.version)
         if self.checkpoint:
             self.reporter.say(f"resumed from {self.checkpoint}")
 
@@ -209,8 +216,7 @@ class Controller:
             birth_version=birth_version,
             seed=self.config.run.seed,
         )
-        worker = min(self.workers, key=lambda worker: worker.num_playing)
-        group = await worker.play(order)
+        group = await self._fleet.play(order)
         self.folder.write_episodes("train", group.episodes)
         self._meter.add(group.episodes)
         rewards = [episode.verdict.reward for episode in group.episodes]
@@ -243,8 +249,7 @@ class Controller:
             metrics["time/step_seconds"] = time.monotonic() - began
             self._trained_seconds += metrics["time/step_seconds"]
             if self.config.eval.every and self.step % self.config.eval.every == 0 and self.step < run.num_steps:
-                if self._publishing is not None:
-                    await self._publishing
+                await self._live()
                 evaluation = await self.evaluate(self.config.eval.num_tasks_during)
                 self.accuracy = metrics["eval/accuracy"] = evaluation.accuracy
                 metrics |= evaluation.numbers
@@ -254,8 +259,7 @@ class Controller:
             )
             if self.step % run.checkpoint_every == 0 and self.step < run.num_steps:
                 await self._save()
-        if self._publishing is not None:
-            await self._publishing
+        await self._live()
 
     async def _next_batch(self) -> list[Ready] | None:
         """The next admissible batch; `None` once a signal has come. Raises `DeadlineExceeded`."""
@@ -265,6 +269,10 @@ class Controller:
             if batch is not None:
                 return batch
             if not await self._next_change(deadline - time.monotonic()):
+                if self._publishing is not None and not self._publishing.done():
+                    await self._live()  # which has deadlines of its own, and engines that sample again only after it
+                    deadline = time.monotonic() + self.config.run.deadline_seconds
+                    continue
                 running = ", ".join(ticket.task.id for ticket in self._buffer.pending[:3])
                 raise DeadlineExceeded(
                     f"the learner's next batch ({self._buffer.num_ready} of "
@@ -288,7 +296,8 @@ class Controller:
             pack(part, num_ranks=learner.num_ranks, micro_batch_tokens=learner.micro_batch_tokens)
             for part in split_updates(samples, learner.updates_per_batch)
         ]
-        metrics = await self.learner.step([(update.shards, update.num_loss_tokens) for update in updates])
+        shards = [(update.shards, update.num_loss_tokens) for update in updates]
+        metrics = await self.learner.step(shards, may_change=self._live)
         self.step += 1
         self.version += 1
         for ready in batch:
@@ -304,8 +313,6 @@ class Controller:
             "staleness/mean": fmean(staleness),
             "staleness/max": max(staleness),
         }
-        if self._publishing is not None:
-            await self._publishing
         if self._sync_report is not None:
             metrics |= self._sync_report.metrics
         self._publishing = self._group.create_task(self._publish(self.version))
@@ -321,23 +328,15 @@ class Controller:
 
     async def _publish(self, version: int) -> None:
         """Bring a version to every engine while the learner goes on; then its slots are free."""
-        weights, checksums = self.learner.weights(version)
-        probe = self._probe(self.learner.logprobs(self._probe_ids))
-        for engine in self.engines:
-            engine.to_publish(weights)
-        self._sync_report = await publish(version, self.learner.checksums(checksums), self.engines, probe)
+        self._sync_report = await self._fleet.publish(version)
         self.live_version = version
         self._buffer.release(version)
         self._changed.set()
 
-    async def _probe(self, reference: Any) -> Probe:
-        expected = await self.learner.value(reference)
-        exact = self.config.inference.dtype == "float32" or self.config.inference.gpus_per_engine == 0
-        return Probe(
-            token_ids=self._probe_ids,
-            expected=tuple(expected[1:]),
-            tolerance=self.config.inference.probe_tolerance or (1e-4 if exact else 0.5),
-        )
+    async def _live(self) -> None:
+        """Wait until the version that is being published is in every engine."""
+        if self._publishing is not None:
+            await self._publishing
 
     # --- evaluation and checkpoints
 

@@ -6,7 +6,9 @@
     ├── RemoteError          an environment behind a URL did not answer as it should
     ├── DeadlineExceeded     a wait took too long; says what it waited for
     ├── ComponentDied        an actor or a background loop ended by itself; carries its traceback
+    │   └── EngineLost       an engine ended while it was sampling; an update that replaces it saves the episodes
     ├── WeightSyncError      an engine did not take, or does not hold, the version published to it
+    │   └── UpdateFailed     names the engines that did not come through an update
     ├── CheckpointError      a checkpoint is missing, damaged or belongs to another run
     └── TooManyInvalid       more episodes could not be judged than the run allows
 
@@ -14,6 +16,9 @@ A bad rollout is data, not an error: it becomes an episode with an *invalid* ver
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 
 class RlvrError(Exception):
@@ -38,7 +43,12 @@ class DeadlineExceeded(RlvrError):
     def __init__(self, waited_for: str, seconds: float, hint: str = "") -> None:
         self.waited_for = waited_for
         self.seconds = seconds
+        self.hint = hint
         super().__init__(f"waited {seconds:.0f} s for {waited_for}, in vain" + (f"; {hint}" if hint else ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By pickle, which errors travel by between actors, an exception is otherwise made again from its text alone.
+        return type(self), (self.waited_for, self.seconds, self.hint)
 
 
 class ComponentDied(RlvrError):
@@ -46,11 +56,38 @@ class ComponentDied(RlvrError):
 
     def __init__(self, component: str, detail: str) -> None:
         self.component = component
-        super().__init__(f"{component} died, and the run with it:\n{detail}")
+        self.detail = detail
+        super().__init__(f"{component} died:\n{detail}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.component, self.detail)
+
+
+class EngineLost(ComponentDied):
+    """What an engine was asked to sample will not come. It ends a run where no update replaces the engine."""
 
 
 class WeightSyncError(RlvrError):
     """Policy or draft weights of an engine are not the published ones."""
+
+
+class UpdateFailed(WeightSyncError):
+    """`engines` are the names of those that did not come through an update: they may be half written."""
+
+    def __init__(self, version: int, reasons: Mapping[str, str]) -> None:
+        self.version = version
+        self.reasons = dict(reasons)
+        super().__init__(
+            f"version {version} did not reach every engine:\n"
+            + "\n".join(f"{engine}: {reason}" for engine, reason in reasons.items())
+        )
+
+    @property
+    def engines(self) -> frozenset[str]:
+        return frozenset(self.reasons)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.version, self.reasons)
 
 
 class CheckpointError(RlvrError):

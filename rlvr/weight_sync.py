@@ -12,11 +12,15 @@ import math
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from rlvr.errors import WeightSyncError
+from rlvr.errors import ComponentDied, UpdateFailed, WeightSyncError
 from rlvr.inference.engine import UpdateReport
-from rlvr.weights import Checksums
+from rlvr.weights import Checksums, Part
+
+# How long engines have to end, when one has failed, before they count as stuck.
+GRACE_SECONDS = 10.0
+_T = TypeVar("_T")
 
 
 class SyncTarget(Protocol):
@@ -50,7 +54,9 @@ class SyncReport:
     total_seconds: float
     probe_error: float
     phases: dict[str, float]  # of the engine that was slowest
+    loading: dict[Part, str]  # as well
     draft_depths: dict[int, float] = field(default_factory=dict)  # by running requests, the mean over engines
+    num_restarted: int = 0  # engines that had to be replaced before all held the version
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -59,6 +65,8 @@ class SyncReport:
             "sync/paused_seconds": self.paused_seconds,
             "sync/total_seconds": self.total_seconds,
             "sync/probe_error": self.probe_error,
+            "sync/restarted_engines": self.num_restarted,
+            "sync/in_place": float(set(self.loading.values()) == {"in place"}),
             **{f"draft/depth/{size}": depth for size, depth in self.draft_depths.items()},
         }
 
@@ -68,11 +76,21 @@ async def publish(
 ) -> SyncReport:
     """Replace the weights of all engines at once. Raises `WeightSyncError`, which names the engine and the figures.
 
-    All is waited for together: over NCCL the learner sends while the engines receive.
+    All is waited for together: over NCCL the learner sends while the engines receive. `UpdateFailed` is raised for
+    engines that failed, and for those that had not ended `GRACE_SECONDS` later: they wait for what no longer comes.
     """
-    reports, checksums, expected = await asyncio.gather(
-        asyncio.gather(*(target.update() for target in targets)), sent, probe
-    )
+    updates = [asyncio.ensure_future(target.update()) for target in targets]
+    others = (asyncio.ensure_future(sent), asyncio.ensure_future(probe))
+    await _end_together(updates, others)
+    failures = [failure for other in others if not other.cancelled() and (failure := other.exception())]
+    # A learner that is gone is the cause; one that waited in vain did so for an engine, if one failed.
+    for failure in failures:
+        if isinstance(failure, ComponentDied):
+            raise failure
+    reports = _results(version, targets, updates)
+    for failure in failures:
+        raise failure
+    checksums, expected = others[0].result(), others[1].result()
     for target, report in zip(targets, reports, strict=True):
         for part in ("policy", "draft"):
             published, received = getattr(checksums, part), getattr(report.checksums, part)
@@ -82,11 +100,13 @@ async def publish(
                     f"published {published:08x}"
                 )
     error = await check(version, targets, expected)
+    slowest = max(reports, key=lambda report: report.total_seconds)
     return SyncReport(
         paused_seconds=max(report.paused_seconds for report in reports),
         total_seconds=max(report.total_seconds for report in reports),
         probe_error=error,
-        phases=max(reports, key=lambda report: report.total_seconds).phases,
+        phases=slowest.phases,
+        loading=slowest.loading,
         draft_depths={
             size: fmean(report.draft_depths.get(size, depth) for report in reports)
             for size, depth in reports[0].draft_depths.items()
@@ -97,7 +117,9 @@ async def publish(
 async def check(version: int, targets: Sequence[SyncTarget], probe: Probe) -> float:
     """The largest log-probability difference to the learner over the probe's tokens. Raises `WeightSyncError`."""
     worst = 0.0
-    answers = await asyncio.gather(*(target.logprobs(probe.token_ids) for target in targets))
+    asked = [asyncio.ensure_future(target.logprobs(probe.token_ids)) for target in targets]
+    await _end_together(asked)
+    answers = _results(version, targets, asked)
     for target, answer in zip(targets, answers, strict=True):
         errors = [abs(a - b) for a, b in zip(answer, probe.expected, strict=True)]
         # `max` alone passes over a NaN that does not stand first.
@@ -109,3 +131,28 @@ async def check(version: int, targets: Sequence[SyncTarget], probe: Probe) -> fl
             )
         worst = max(worst, error)
     return worst
+
+
+async def _end_together(engines: Sequence[asyncio.Future[Any]], others: Sequence[asyncio.Future[Any]] = ()) -> None:
+    """Until all have a result, or some time after the first has failed; then none is under way any more."""
+    try:
+        await asyncio.wait([*engines, *others], return_when=asyncio.FIRST_EXCEPTION)
+        if unfinished := [engine for engine in engines if not engine.done()]:
+            await asyncio.wait(unfinished, timeout=GRACE_SECONDS)
+    finally:
+        for future in (*engines, *others):
+            future.cancel()
+        await asyncio.gather(*engines, *others, return_exceptions=True)
+
+
+def _results(version: int, targets: Sequence[SyncTarget], futures: Sequence[asyncio.Future[_T]]) -> list[_T]:
+    """Raises `UpdateFailed`."""
+    failed = {}
+    for target, future in zip(targets, futures, strict=True):
+        if future.cancelled():
+            failed[target.name] = f"no answer {GRACE_SECONDS:.0f} s after another had failed"
+        elif error := future.exception():
+            failed[target.name] = f"{type(error).__name__}: {error}"
+    if failed:
+        raise UpdateFailed(version, failed)
+    return [future.result() for future in futures]

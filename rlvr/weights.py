@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 
 
 class Checksums(NamedTuple):
-    """As `checksum`, policy and draft apart; 0 for a part that does not travel."""
+    """As `Fingerprint.checksum`, policy and draft apart; 0 for a part that does not travel."""
 
     policy: int
     draft: int
@@ -82,10 +82,10 @@ class PackedWeights:
         """Of the bytes as they lie here."""
         import torch
 
-        parts: dict[Part, list[tuple[str, torch.Tensor]]] = {"policy": [], "draft": []}
+        parts = fingerprints()
         for name, tensor in unpack(self.manifest, torch.from_numpy(self.buffer)):
-            parts[part_of(name)].append((name, digest(tensor)))
-        return Checksums(checksum(parts["policy"]), checksum(parts["draft"]))
+            parts[part_of(name)].add(name, tensor)
+        return checksums(parts)
 
     @contextmanager
     def offer(self) -> Iterator[Offer]:
@@ -176,26 +176,65 @@ def unpack(manifest: Iterable[Entry], buffer: torch.Tensor) -> Iterator[tuple[st
         yield entry.name, flat.view(getattr(torch, entry.dtype)).reshape(entry.shape)
 
 
-def digest(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor's words as 64-bit integers, computed where it lies; int64 without dimensions.
+class Fingerprint:
+    """A checksum over named tensors, summed up where they lie, one after another: requests or the learner wait.
 
-    It tells every changed bit, and with names and order (`checksum`) every missing or stale tensor, in one kernel for
-    each: requests wait meanwhile. Words that changed places within a tensor it does not tell.
+    A tensor's digest is the sum of its words, each times an odd number that grows with its place, modulo 2**64. It
+    tells every changed word, and any two that changed places; names and order then tell every missing or stale tensor.
+    Twice over a tensor's rows and columns instead of once over weighted words, because that needs no memory beside it.
     """
-    import torch
 
-    words = tensor.detach().reshape(-1)
-    words = words.view({1: torch.uint8, 2: torch.int16}.get(words.element_size(), torch.int32))
-    return words.sum(dtype=torch.int64)
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._sums: list[torch.Tensor] = []  # of rows, then of columns, of one tensor after the other
+        self._factors: list[tuple[int, int]] = []  # (a, b): entry i of those sums counts a * i + b times
+
+    def add(self, name: str, tensor: torch.Tensor, *, start: int = 0) -> None:
+        """`start`: the element at which the tensor of that name continues here; its parts may come in any order."""
+        import torch
+
+        width = max(1, tensor.shape[-1] if tensor.dim() else 1)
+        words = tensor.detach().reshape(-1, width).contiguous()
+        words = words.view({1: torch.uint8, 2: torch.int16}.get(words.element_size(), torch.int32))
+        self._names.append(name)
+        self._sums += [words.sum(1, dtype=torch.int64), words.sum(0, dtype=torch.int64)]
+        self._factors += [(2 * words.shape[1], 2 * start * (words.shape[1] // width)), (2, 1)]
+
+    def checksum(self) -> int:
+        """CRC-32 over names and digests, in the order in which the names came first; 0 for none. Waits for the device.
+
+        To be asked for once: the sums are let go.
+        """
+        result = 0
+        for name, value in self._digests().items():
+            result = zlib.crc32(f"{name}={value}\n".encode(), result)
+        return result
+
+    def _digests(self) -> dict[str, int]:
+        import torch
+
+        sums, self._sums = self._sums, []
+        if not sums:
+            return {}
+        device = sums[0].device
+        lengths = torch.tensor([len(each) for each in sums], device=device)
+        places = torch.arange(max(map(len, sums)), device=device)
+        factors = torch.tensor(self._factors, device=device).repeat_interleave(lengths, dim=0)
+        weights = torch.cat([places[: len(each)] for each in sums]) * factors[:, 0] + factors[:, 1]
+        # Sums of segments as differences of one running sum; whatever overflows does so on both sides alike.
+        running = (torch.cat(sums) * weights).cumsum(0)
+        ends = running[lengths.cumsum(0)[1::2] - 1]
+        digests: dict[str, int] = {}
+        for name, value in zip(self._names, ends.diff(prepend=ends.new_zeros(1)).tolist(), strict=True):
+            digests[name] = (digests.get(name, 0) + value) % 2**64
+        return digests
 
 
-def checksum(digests: Sequence[tuple[str, torch.Tensor]]) -> int:
-    """CRC-32 over names and digests in order; 0 for none. Waits for the device."""
-    import torch
+def fingerprints() -> dict[Part, Fingerprint]:
+    """One for each part, empty."""
+    return {part: Fingerprint() for part in PARTS}
 
-    if not digests:
-        return 0
-    result = 0
-    for (name, _), value in zip(digests, torch.stack([value for _, value in digests]).tolist(), strict=True):
-        result = zlib.crc32(f"{name}={value}\n".encode(), result)
-    return result
+
+def checksums(fingerprints: dict[Part, Fingerprint]) -> Checksums:
+    """Of both parts."""
+    return Checksums(fingerprints["policy"].checksum(), fingerprints["draft"].checksum())

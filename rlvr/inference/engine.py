@@ -13,19 +13,21 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from rlvr.errors import DeadlineExceeded, WeightSyncError
+from rlvr.errors import DeadlineExceeded, EngineLost, RlvrError, WeightSyncError
 from rlvr.inference import orphans
 from rlvr.inference.depth_by_load import DepthByLoad
 from rlvr.inference.draft_schedule import DraftSchedule, every_depth
 from rlvr.types import Completion, FinishReason, SamplingParams, WeightSpan
-from rlvr.weights import Checksums, Offer, Part, Weights
+from rlvr.weights import PARTS, Checksums, Part, Weights
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 Transport = Literal["memory", "ipc", "nccl"]
 
@@ -59,6 +61,7 @@ class UpdateReport:
     paused_seconds: float
     total_seconds: float
     phases: dict[str, float]  # seconds, by what was waited for
+    loading: dict[Part, str]  # "in place", or "reload: " and why
     draft_depths: dict[int, int] = field(default_factory=dict)  # by running requests, where they are measured
 
 
@@ -177,7 +180,7 @@ class Engine:
             await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
-        """Continue `prompt_ids`. Raises vLLM's error when the engine is dead or the prompt too long."""
+        """Continue `prompt_ids`. Raises `EngineLost` when vLLM is dead, and its own error for too long a prompt."""
         output = await self._generate(
             prompt_ids,
             max_tokens=params.max_tokens,
@@ -223,7 +226,8 @@ class Engine:
         """Replace policy and draft while requests wait, then let them go on.
 
         What failed half-way is taken again from its beginning, once, where it can be had again. Raises
-        `WeightSyncError`, and `DeadlineExceeded` for each phase; the engine is then half written, and samples no more.
+        `WeightSyncError`, `EngineLost`, and `DeadlineExceeded` for each phase; the engine is then half written, samples
+        no more, and must be replaced (`rlvr.fleet`).
         """
         started = time.perf_counter()
         async with self._update_lock:
@@ -231,12 +235,12 @@ class Engine:
             paused = time.perf_counter()
             await self._phase("to pause", self._llm.pause_generation(mode="keep", clear_cache=False))
             try:
-                await self._receive(weights)
+                loading = await self._receive(weights)
             except WeightSyncError as error:
                 if not weights.repeatable:
                     raise
                 logger.warning("engine %d takes version %d again: %s", self.settings.index, weights.version, error)
-                await self._receive(weights)
+                loading = await self._receive(weights)
             await self._label(weights.version)
             await self._phase("to resume", self._llm.resume_generation())
             resumed = time.perf_counter()
@@ -249,35 +253,38 @@ class Engine:
             paused_seconds=resumed - paused,
             total_seconds=time.perf_counter() - started,
             phases=self._phases,
+            loading=loading,
             draft_depths=dict(self.depth_by_load.depths) if self.depth_by_load is not None else {},
         )
 
-    async def _receive(self, weights: Weights) -> None:
+    async def _receive(self, weights: Weights) -> dict[Part, str]:
+        parts = PARTS if self.settings.num_draft_tokens else PARTS[:1]
         with weights.offer() as offer:
-            await self._receive_part("policy", offer, weights.version)
-            if self.settings.num_draft_tokens:
-                await self._receive_part("draft", offer, weights.version)
+            taken = {part: offer[part] for part in parts}
+            try:
+                update = self._llm.collective_rpc("rlvr_update", args=(taken,))
+                ((seconds, loading),) = await self._phase("to take the weights", update)
+            except RlvrError:
+                raise
+            except Exception as error:
+                raise WeightSyncError(f"version {weights.version} was not taken: {error!r}") from error
+        self._phases |= seconds
+        return cast("dict[Part, str]", loading)
 
-    async def _receive_part(self, part: Part, offer: Offer, version: int) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        start = self._llm.start_weight_update if part == "policy" else self._llm.start_draft_weight_update
-        try:
-            await self._phase(f"to prepare its {part}", start())
-            request = WeightTransferUpdateRequest(update_info=offer[part])
-            await self._phase(f"to load its {part}", self._llm.update_weights(request))
-            await self._phase(f"to finish its {part}", self._llm.finish_weight_update())
-        except DeadlineExceeded:
-            raise
-        except Exception as error:
-            raise WeightSyncError(f"the {part} of version {version} was not taken: {error!r}") from error
-
-    async def _phase(self, waited_for: str, work: Awaitable[Any]) -> Any:
+    async def _phase(self, waited_for: str, work: Coroutine[Any, Any, Any]) -> Any:
         started = time.perf_counter()
-        async with _deadline(self.settings.deadline_seconds, f"engine {self.settings.index} {waited_for}"):
-            result = await work
+        name = f"engine {self.settings.index}"
+        asked = asyncio.ensure_future(work)
+        try:
+            async with _deadline(self.settings.deadline_seconds, f"{name} {waited_for}"):
+                # vLLM never answers what was asked of a process that dies over it.
+                while not (await asyncio.wait([asked], timeout=_SECONDS_BETWEEN_LOOKS))[0]:
+                    if self._llm.errored:
+                        raise EngineLost(name, f"vLLM's process ended while the run waited for it {waited_for}")
+        finally:
+            asked.cancel()
         self._phases[waited_for] = time.perf_counter() - started
-        return result
+        return asked.result()
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Natural-log probability of each token given those before it, from the second on: a sync is checked by it."""
@@ -301,13 +308,17 @@ class Engine:
         from vllm import SamplingParams as VllmSamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         request = VllmSamplingParams(detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **params)
         # The salt: with a kept cache, a new request would run on keys and values of the weights before.
         prompt = tokens_input(list(prompt_ids), cache_salt=f"version {self.version}")
         final = None
-        async for output in self._llm.generate(prompt, request, f"request-{next(self._request_ids)}"):
-            final = output
+        try:
+            async for output in self._llm.generate(prompt, request, f"request-{next(self._request_ids)}"):
+                final = output
+        except EngineDeadError as error:
+            raise EngineLost(f"engine {self.settings.index}", str(error)) from error
         if final is None:
             raise RuntimeError("vLLM ended a request without an output")
         return final

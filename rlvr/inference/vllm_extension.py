@@ -1,8 +1,8 @@
 """What rlvr adds to a vLLM worker process. vLLM imports this module there, as the engine's `worker_extension_cls`.
 
 Importing it registers the weight-transfer backends, makes drafts obey a request's seed, and cures two defects of vLLM's
-CPU path. The backends are vLLM's own for NCCL and CUDA IPC and one through shared memory for the CPU; all three note
-what they loaded, so that an update can be checked.
+CPU path. The backends are vLLM's own for NCCL and CUDA IPC and one through shared memory for the CPU; all three copy in
+place where they can (`rlvr.inference.in_place`), and sum what they loaded, so that an update can be checked.
 
 vLLM 0.32.0 on the CPU samples wrongly when it drafts: `cpu_triton_utils._expand_kernel_impl` fills an int64 *copy* of
 its output and never copies back, so `expand_batch_to_tokens` returns uninitialised temperatures, top-p and top-k
@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferInitInfo
 from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
@@ -38,49 +40,107 @@ from vllm.v1.spec_decode import llm_base_proposer
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from rlvr.inference.engine import Transport, backend_name
+from rlvr.inference.in_place import Incoming, NotInPlace, Plan
 from rlvr.inference.orphans import end_with_owner
-from rlvr.weights import Entry, Part, checksum, digest, unpack
+from rlvr.weights import PARTS, Checksums, Entry, Fingerprint, Part, checksums, unpack
 
 _BROKEN_ON_CPU = ("0.32.0",)
 
 
-class _Recorder:
-    """A model whose `load_weights` notes the digest of every tensor before it passes it on."""
+class _Receiver:
+    """Stands in for the model while a backend receives: each bucket goes to `load`, and is remembered by name."""
 
-    def __init__(self, model: Any, digests: list[tuple[str, torch.Tensor]]) -> None:
-        self._model, self._digests = model, digests
+    def __init__(self, load: Callable[[list[tuple[str, torch.Tensor]]], Any]) -> None:
+        self._load = load
+        self.received: list[Incoming] = []
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
         loaded = list(weights)
-        self._digests += [(name, digest(tensor)) for name, tensor in loaded]
-        return self._model.load_weights(loaded)
+        self.received += [Incoming(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in loaded]
+        return self._load(loaded)
 
 
-class _Recording:
-    """Mixed in before a weight-transfer engine: what the last update of each part brought."""
+class _InPlace:
+    """Mixed in before a weight-transfer engine: loads without vLLM's reload where that can be, and sums what it loaded.
+
+    The first update of each part is vLLM's own from start to finish. From it a `Plan` is made, or the reason against
+    one is remembered; with a plan nothing is initialised or finalised, and each bucket is copied where it belongs.
+    """
 
     model: Any
+    model_config: Any
     _default_model: Any
-    digests: dict[Part, list[tuple[str, torch.Tensor]]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.digests = {"policy": [], "draft": []}
+        self._plans: dict[Part, Plan | NotInPlace] = {}
+        self._receiver = _Receiver(lambda _: None)
+        self._sums: dict[Part, Callable[[], Fingerprint]] = {}
+
+    @property
+    def part(self) -> Part:
+        """Which model the update under way is for."""
+        return "policy" if self.model is self._default_model else "draft"
+
+    def how_loaded(self, part: Part) -> str:
+        """How the next update of a part will be loaded, in words."""
+        plan = self._plans.get(part)
+        return "in place" if isinstance(plan, Plan) else f"reload: {plan or 'the first update'}"
+
+    def checksums(self) -> Checksums:
+        """Of both parts as the last update brought them; of live parameters where it wrote those itself."""
+        sums = {part: self._sums[part]() if part in self._sums else Fingerprint() for part in PARTS}
+        self._sums = {}
+        return checksums(sums)
 
     def start_weight_update(self) -> None:
-        part: Part = "policy" if self.model is self._default_model else "draft"
-        self.digests[part] = []
-        if part == "policy":  # with which an update begins
-            self.digests["draft"] = []
-        super().start_weight_update()  # type: ignore[misc]
+        if self.part == "policy":  # with which an update begins
+            self._sums = {}
+        plan = self._plan
+        if plan is not None and not plan.holds():
+            del self._plans[self.part]
+        model, found = self.model, Fingerprint()
+
+        def reload(weights: list[tuple[str, torch.Tensor]]) -> Any:
+            for name, tensor in weights:
+                found.add(name, tensor)
+            return model.load_weights(weights)
+
+        plan = self._plan
+        self._receiver = _Receiver(reload if plan is None else plan.load)
+        if plan is None:
+            self._sums[self.part] = lambda: found
+            super().start_weight_update()  # type: ignore[misc]
 
     def receive_weights(self, update_info: Any) -> None:
-        model = self.model
-        self.model = _Recorder(model, self.digests["policy" if model is self._default_model else "draft"])
+        model, self.model = self.model, self._receiver
         try:
             super().receive_weights(update_info)  # type: ignore[misc]
         finally:
             self.model = model
+
+    def finish_weight_update(self) -> None:
+        part, plan, received = self.part, self._plan, self._receiver.received
+        if plan is not None:
+            names = [incoming.name for incoming in received]
+            plan.check_complete(names)
+            self._sums[part] = lambda: plan.fingerprint(names)
+            self._let_go()
+            return
+        super().finish_weight_update()  # type: ignore[misc]
+        if part not in self._plans:
+            try:
+                self._plans[part] = Plan.of(self.model, self.model_config, received)
+            except NotInPlace as reason:
+                self._plans[part] = reason
+
+    @property
+    def _plan(self) -> Plan | None:
+        plan = self._plans.get(self.part)
+        return plan if isinstance(plan, Plan) else None
+
+    def _let_go(self) -> None:
+        """What a backend's `finish_weight_update` does beside the reload."""
 
 
 @dataclass
@@ -120,16 +180,23 @@ class _MemoryTransferEngine(WeightTransferEngine[WeightTransferInitInfo, MemoryU
         """Nothing is held between updates."""
 
 
-class MemoryTransferEngine(_Recording, _MemoryTransferEngine):
+class MemoryTransferEngine(_InPlace, _MemoryTransferEngine):
     """Through the memory of this machine."""
 
 
-class NcclTransferEngine(_Recording, NCCLWeightTransferEngine):
-    """vLLM's own, between GPUs."""
+class NcclTransferEngine(_InPlace, NCCLWeightTransferEngine):
+    """vLLM's own, between GPUs. It can meet the learner again, in another group than before."""
+
+    def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
+        self.shutdown()
+        super().init_transfer_engine(init_info)
 
 
-class IpcTransferEngine(_Recording, IPCWeightTransferEngine):
+class IpcTransferEngine(_InPlace, IPCWeightTransferEngine):
     """vLLM's own, within a GPU."""
+
+    def _let_go(self) -> None:
+        self._packed_importer.close()
 
 
 _BACKENDS: dict[Transport, type[WeightTransferEngine[Any, Any]]] = {
@@ -142,10 +209,36 @@ _BACKENDS: dict[Transport, type[WeightTransferEngine[Any, Any]]] = {
 class WorkerExtension:
     """Methods that vLLM mixes into its worker; `collective_rpc` reaches them by name."""
 
+    def rlvr_update(self, offer: dict[Part, dict[str, Any]]) -> tuple[dict[str, float], dict[Part, str]]:
+        """Start, update and finish, for each part of `offer`: seconds by step, and how each part was loaded.
+
+        These are the steps of vLLM's own API, taken by the methods that it calls for them. They are one call here
+        because requests stand still: one by one, each goes through the engine's queue and back.
+        """
+        seconds: dict[str, float] = {}
+        loading: dict[Part, str] = {}
+        worker: Any = self
+        for part, update_info in offer.items():
+            loading[part] = worker.weight_transfer_engine.how_loaded(part)
+            steps = {
+                "prepare": worker.start_weight_update if part == "policy" else worker.start_draft_weight_update,
+                "load": partial(worker.update_weights, update_info),
+                "finish": worker.finish_weight_update,
+            }
+            for name, step in steps.items():
+                started = time.perf_counter()
+                try:
+                    step()
+                except Exception as error:
+                    raise RuntimeError(f"could not {name} its {part}: {error!r}") from error
+                seconds[f"to {name} its {part}"] = time.perf_counter() - started
+        return seconds, loading
+
     def rlvr_checksums(self) -> tuple[int, int]:
         """Of policy and draft as the last update brought them to this process (`rlvr.weights.Checksums`)."""
-        digests = self.weight_transfer_engine.digests  # type: ignore[attr-defined]
-        return checksum(digests["policy"]), checksum(digests["draft"])
+        worker: Any = self
+        checksums: tuple[int, int] = worker.weight_transfer_engine.checksums()
+        return checksums
 
     def rlvr_process_id(self) -> int:
         """So that a test can kill the process that holds the model."""

@@ -30,6 +30,7 @@ from rlvr.algorithms.loss import policy_loss
 from rlvr.config import RunConfig
 from rlvr.errors import ConfigError
 from rlvr.learner.checkpoint import load_state, save_state
+from rlvr.learner.gradients import clip_apart, group_gradients
 from rlvr.learner.metrics import summed_over_ranks
 from rlvr.learner.model import PolicyModel
 from rlvr.learner.publisher import IpcPublisher, MemoryPublisher, NcclPublisher, Publisher
@@ -168,11 +169,26 @@ class Learner:
         return groups
 
     def step(self, updates: Sequence[Update]) -> dict[str, float]:
+        """`begin` and `finish` in one."""
+        self.begin(updates)
+        return self.finish()
+
+    def begin(self, updates: Sequence[Update]) -> None:
+        """Go through a batch up to its first optimizer step, which `finish` takes: weights may be sent in between."""
+        self._under_way = self._learn(updates)
+        next(self._under_way)
+
+    def finish(self) -> dict[str, float]:
+        """The rest of what `begin` began, and what `_learn` says of it."""
+        return next(self._under_way)
+
+    def _learn(self, updates: Sequence[Update]) -> Iterator[dict[str, float]]:
         """Learn from one batch: one optimizer step for each of `updates`, all against the same proximal policy.
 
-        All ranks must bring equally many updates, of equally many micro-batches each. Returns metrics over all ranks,
-        the same on each; with several updates, means over their tokens, and over the updates for gradient norms.
-        Raises `FloatingPointError` for a gradient that is not finite, before it reaches the weights.
+        Stops once, before the first of them. All ranks must bring equally many updates, of equally many micro-batches
+        each. Yields metrics over all ranks in the end, the same on each; with several updates, means over their tokens,
+        and over the updates for gradient norms. Raises `FloatingPointError` for a gradient that is not finite, before
+        it reaches the weights.
         """
         start = time.perf_counter()
         local = [([batch.to(self.device) for batch in shard], num_loss_tokens) for shard, num_loss_tokens in updates]
@@ -188,6 +204,8 @@ class Learner:
                     merge = torch.maximum if name.endswith("_max") else torch.add
                     totals[name] = merge(totals[name], value) if name in totals else value
             norms.append(self._clip_gradients())
+            if i == 0:
+                yield {}
             self._publisher.wait(self.config.run.deadline_seconds)
             self._set_learning_rates()
             self.engine.step()
@@ -196,7 +214,7 @@ class Learner:
             "learner/learning_rate": self.engine.optimizer.param_groups[0]["lr"],
             "learner/step_seconds": time.perf_counter() - start,
         }
-        return metrics | {name: sum(each[name] for each in norms) / len(norms) for name in norms[0]}
+        yield metrics | {name: sum(each[name] for each in norms) / len(norms) for name in norms[0]}
 
     def _backward(self, batch: MicroBatch, proximal: Tensor | None, num_loss_tokens: int) -> dict[str, Tensor]:
         """Accumulate the gradient of one micro-batch; its sums for metrics."""
@@ -236,7 +254,7 @@ class Learner:
     def _clip_gradients(self) -> dict[str, float]:
         settings = self.config.learner
         limits = {"policy": settings.max_grad_norm, "mtp": settings.mtp.max_grad_norm}
-        groups = _group_gradients(self.engine, settings.zero_stage)
+        groups = group_gradients(self.engine, settings.zero_stage)
         partitioned = settings.zero_stage > 0
         norms = clip_apart(groups, [limits[name] for name, _ in zip(limits, groups, strict=False)], partitioned)
         named = {f"grad_norm/{name}": norm for name, norm in zip(limits, norms, strict=False)}
@@ -273,6 +291,10 @@ class Learner:
     def connect(self, master_addr: str, master_port: int, num_engines: int) -> None:
         """Open this end of the weight transfer; NCCL waits here until every engine has come."""
         self._publisher.connect(master_addr=master_addr, master_port=master_port, num_engines=num_engines)
+
+    def abandon(self) -> None:
+        """As `Publisher.abandon`."""
+        self._publisher.abandon()
 
     def weights(self, version: int) -> Weights | None:
         """On rank 0 what the engines need in order to take the weights as they are now, labelled `version`."""
@@ -330,47 +352,6 @@ class Learner:
     def close(self) -> None:
         """Leave the process group."""
         dist.destroy_process_group()
-
-
-def _group_gradients(engine: Any, zero_stage: int) -> list[list[Tensor]]:
-    """The gradients that the next `engine.step()` will apply, by parameter group; changing them in place counts.
-
-    After the backward pass at an accumulation boundary, ZeRO 1 to 3 hold this rank's share of the averaged gradient in
-    `averaged_gradients`: by parameter group in stages 1 and 2, by sub-group in stage 3. Stage 1 in bfloat16 has an
-    optimizer of its own (BF16_Optimizer), with one flat share a group. Read in DeepSpeed 0.19.8.
-    """
-    optimizer = engine.optimizer
-    if zero_stage == 0:
-        return [[p.grad for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
-    if hasattr(optimizer, "fp32_groups_gradient_flat_partition"):
-        return [[share] for share in optimizer.fp32_groups_gradient_flat_partition]
-    groups: list[list[Tensor]] = [[] for _ in optimizer.param_groups]
-    for index, gradients in optimizer.averaged_gradients.items():
-        groups[optimizer.sub_group_to_group_id[index] if zero_stage == 3 else index] += gradients
-    return groups
-
-
-def clip_apart(groups: Sequence[Sequence[Tensor]], limits: Sequence[float], partitioned: bool) -> list[float]:
-    """Scale each group of gradients, in place, to at most its own limit of the global L2 norm; the norms before.
-
-    `partitioned`: each rank holds a share of every gradient, so squares are added up over ranks.
-    """
-    device = groups[0][0].device
-    squares = [torch.stack([_sum_of_squares(gradient) for gradient in group]).sum() for group in groups]
-    totals = torch.stack(squares).to(device)
-    if partitioned:
-        dist.all_reduce(totals)
-    norms: list[float] = totals.sqrt().tolist()
-    for group, norm, limit in zip(groups, norms, limits, strict=True):
-        if norm > limit:
-            for gradient in group:
-                gradient.mul_(limit / norm)
-    return norms
-
-
-def _sum_of_squares(gradient: Tensor) -> Tensor:
-    """In float64, piece by piece: a copy of a whole partition would be the largest tensor of the run."""
-    return torch.stack([piece.double().square().sum() for piece in torch.split(gradient.flatten(), 2**24)]).sum()
 
 
 def _buckets(weights: Iterable[tuple[str, nn.Parameter]], max_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:

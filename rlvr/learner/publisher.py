@@ -26,9 +26,9 @@ from rlvr.weights import (
     PackedWeights,
     Part,
     Weights,
-    checksum,
+    checksums,
     description,
-    digest,
+    fingerprints,
     pack,
     part_of,
 )
@@ -36,6 +36,8 @@ from rlvr.weights import (
 # Sent at once, and held twice while sending: a larger single tensor makes a bucket of its own.
 BROADCAST_BYTES = 512 * 2**20
 BROADCAST_BUFFERS = 2
+# What was being sent ends within this once its group is gone.
+ABANDON_SECONDS = 30.0
 
 Stream = Callable[[], Iterator[tuple[str, Tensor]]]  # whole tensors, in place, one bucket at a time; a collective
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
@@ -53,9 +55,12 @@ class Publisher(ABC):
     def connect(self, *, master_addr: str, master_port: int, num_engines: int) -> None:  # noqa: B027 - most need not
         """Meet the engines, where they must be met; blocks until all are there."""
 
+    def abandon(self) -> None:  # noqa: B027 - most have no group
+        """Leave the engines: what is being sent to them ends, and they can be met anew. Called beside all else."""
+
     @abstractmethod
     def offer(self, version: int) -> Weights | None:
-        """What the engines are told, on rank 0."""
+        """What the engines are told, on rank 0. A version may be offered and sent again while it is the parameters'."""
 
     @abstractmethod
     def send(self) -> Checksums | None:
@@ -101,14 +106,14 @@ class IpcPublisher(Publisher):
         if self._buffers is None:
             self._buffers = {part: self._new_buffer(entries) for part, entries in _by_part(self.parameters).items()}
         ends = dict.fromkeys(self._buffers, 0)
-        digests: dict[Part, list[tuple[str, Tensor]]] = {"policy": [], "draft": []}
+        sums = fingerprints()
         for name, tensor in self.stream():
             part = part_of(name)
             flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
             self._buffers[part][ends[part] : ends[part] + len(flat)].copy_(flat)
             ends[part] += len(flat)
-            digests[part].append((name, digest(tensor)))
-        self._checksums = Checksums(checksum(digests["policy"]), checksum(digests["draft"]))
+            sums[part].add(name, tensor)
+        self._checksums = checksums(sums)
         torch.cuda.synchronize()
         gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
         infos: Offer = {}
@@ -148,31 +153,50 @@ class NcclPublisher(Publisher):
         if self.rank == 0:
             from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
 
+            self._forget_what_was_sent()
             self._group = stateless_init_process_group(
                 master_addr, master_port, 0, 1 + num_engines, torch.cuda.current_device()
             )
+
+    def abandon(self) -> None:
+        # What is under way in the group, kernels included, ends with it, whoever waits for them.
+        if self._group is not None:
+            self._group.destroy()
+
+    def _forget_what_was_sent(self) -> None:
+        if self._sending is not None:
+            self._sending.join(ABANDON_SECONDS)
+            if self._sending.is_alive():
+                raise DeadlineExceeded("the learner's sending to end with its group", ABANDON_SECONDS)
+        self._sending = self._error = None  # an error of its end as well
 
     def offer(self, version: int) -> BroadcastWeights | None:
         infos: Offer = {part: _described(parameters) for part, parameters in _by_part(self.parameters).items()}
         return BroadcastWeights(version=version, infos=infos) if self.rank == 0 else None
 
     def send(self) -> Checksums | None:
-        digests: dict[Part, list[tuple[str, Tensor]]] = {"policy": [], "draft": []}
+        sums = fingerprints()
 
         def noting() -> Iterator[tuple[str, Tensor]]:
             for name, tensor in self.stream():
-                digests[part_of(name)].append((name, digest(tensor)))
+                sums[part_of(name)].add(name, tensor)
                 yield name, tensor
 
         if self._partitioned:
-            self._broadcast(noting())
+            tensors = noting()
+            try:
+                self._broadcast(tensors)
+            except Exception as error:
+                for _ in tensors:  # the other ranks gather to the end
+                    pass
+                raise WeightSyncError(f"the learner could not send its weights: {error!r}") from error
         elif self.rank == 0:
-            for _ in noting():
-                pass
             torch.cuda.synchronize()  # what the last step wrote must be there for streams that did not see it happen
             self._sending = threading.Thread(target=self._send_aside, name="weight-sync", daemon=True)
             self._sending.start()
-        return Checksums(checksum(digests["policy"]), checksum(digests["draft"])) if self.rank == 0 else None
+            for _ in noting():  # meanwhile: the engines' requests wait for the thread, and for the sums nobody
+                pass
+        return checksums(sums) if self.rank == 0 else None
 
     def wait(self, seconds: float) -> None:
         if self._sending is None:

@@ -61,9 +61,9 @@ class RolloutWorker:
             environment.setup()
 
     async def play(self, order: Order) -> Group:
-        """All episodes of a task, at once. Raises what the engines raise."""
-        episodes = await asyncio.gather(
-            *(
+        """All episodes of a task, at once. Raises what the engines raise; then no episode of it is left playing."""
+        playing = [
+            asyncio.ensure_future(
                 play(
                     order.task,
                     episode_id=f"{order.task.id}@{order.series}.{order.ticket}#{index}",
@@ -75,9 +75,14 @@ class RolloutWorker:
                     seed=f"{order.seed}/{order.task.id}@{order.ticket}#{index}",
                     threads=self._threads,
                 )
-                for index in range(order.group_size)
             )
-        )
+            for index in range(order.group_size)
+        ]
+        try:
+            episodes = await asyncio.gather(*playing)
+        finally:
+            for episode in playing:
+                episode.cancel()
         return Group(task=order.task, episodes=tuple(episodes), birth_version=order.birth_version)
 
     async def close(self) -> None:

@@ -2,9 +2,10 @@
 
     scripts/bench/gpu_sync.py 1.5b nccl|ipc|memory [--zero 2] [--rounds 6]
 
-Says, beside the rate at which this machine copies as many bytes over the same link: seconds that requests stood still,
-seconds for the whole update, GB/s of the latter, and whether checksums of policy and draft and the probe agree.
-`ipc` shares one GPU between learner and engine; `nccl` needs two.
+The first version goes through vLLM's reload, the later ones in place where they can. For both it says: how long
+requests stood still; how long the transfer took (receiving and loading, policy and draft), as GB/s, and as a share of
+what a plain copy of as many bytes over the same link makes; and how long preparing and finishing took. Versions whose
+checksums or probe disagree end the program. `ipc` shares one GPU between learner and engine; `nccl` needs two.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import asyncio
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -22,7 +24,7 @@ from gpu_common import SHAPES, device, num_parameters, random_policy, report, ru
 from rlvr.actors import EngineHandle, LearnerHandle
 from rlvr.placement import Placement
 from rlvr.types import SamplingParams
-from rlvr.weight_sync import Probe, publish
+from rlvr.weight_sync import Probe, SyncReport, publish
 
 PROBE = tuple(range(20, 52))
 
@@ -81,17 +83,36 @@ async def measure(arguments: Any, config: Any, folder: str) -> None:
     await asyncio.gather(engine.stop(), learner.stop())
     policy, draft, _ = num_parameters(random_policy(arguments.size))
     num_bytes = 2 * (policy + draft)
-    paused = statistics.median(outcome.paused_seconds for outcome in rounds[1:])
     link = link_rate(arguments.transport, num_bytes)
     report(
         program="gpu_sync", size=arguments.size, transport=arguments.transport, zero=arguments.zero,
-        gigabytes=num_bytes / 1e9, paused_seconds=paused, first_paused_seconds=rounds[0].paused_seconds,
-        worst_paused_seconds=max(outcome.paused_seconds for outcome in rounds[1:]),
-        total_seconds=statistics.median(outcome.total_seconds for outcome in rounds[1:]),
-        learner_seconds=statistics.median(learner_seconds[1:]), gigabytes_per_second=num_bytes / 1e9 / paused,
-        link_gigabytes_per_second=link, probe_error=max(outcome.probe_error for outcome in rounds),
-        phases={name: round(seconds, 5) for name, seconds in rounds[-1].phases.items()}, device=device(),
+        gigabytes=num_bytes / 1e9, link_gigabytes_per_second=link, device=device(),
+        learner_seconds=statistics.median(learner_seconds[1:]),
+        probe_error=max(outcome.probe_error for outcome in rounds),
+        first=figures(rounds[:1], num_bytes, link), later=figures(rounds[1:], num_bytes, link),
     )  # fmt: skip
+
+
+def figures(rounds: Sequence[SyncReport], num_bytes: int, link: float) -> dict[str, Any]:
+    """Medians over some versions; `worst` is the longest standstill among them."""
+
+    def median(phase: str) -> float:
+        of_parts = [sum(s for name, s in each.phases.items() if name.startswith(f"to {phase} its")) for each in rounds]
+        return statistics.median(of_parts)
+
+    rate = num_bytes / 1e9 / median("load")
+    return {
+        "loading": rounds[-1].loading,
+        "standstill_seconds": statistics.median(each.paused_seconds for each in rounds),
+        "worst_standstill_seconds": max(each.paused_seconds for each in rounds),
+        "transfer_seconds": median("load"),
+        "transfer_gigabytes_per_second": rate,
+        "share_of_link": rate / link,
+        "prepare_seconds": median("prepare"),
+        "finish_seconds": median("finish"),
+        "total_seconds": statistics.median(each.total_seconds for each in rounds),
+        "phases": {name: round(seconds, 5) for name, seconds in rounds[-1].phases.items()},
+    }
 
 
 learner_seconds: list[float] = []

@@ -28,6 +28,7 @@ def test_every_version_reaches_policy_and_draft_of_the_engine(
     config = write_config(tmp_path, write_checkpoint(tmp_path / "policy"))
     run = Run(config, tmp_path, "learner.zero_stage=2", f"inference.weight_transfer={transport}", *placement)
     assert run.wait(400) == 0, run.output()
+    assert {step["sync/in_place"] for step in run.metrics() if "sync/in_place" in step and step["step"] > 2} == {1.0}
     errors = [step["sync/probe_error"] for step in run.metrics() if "sync/probe_error" in step]
     assert len(errors) == 5
     assert max(errors) < 0.5

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlvr.diagnostics import exactness
+from rlvr.errors import EngineLost, WeightSyncError
 from rlvr.inference.engine import Engine, EngineSettings, environment_variables
 from rlvr.learner.model import PolicyModel
 from rlvr.types import Completion, SamplingParams
@@ -75,6 +78,7 @@ async def publish(engine: Engine, folder: Path, version: int) -> None:
     report = await engine.update(weights)
     assert report.checksums == weights.checksums()
     assert report.checksums.policy != report.checksums.draft
+    assert {how.split(":")[0] for how in report.loading.values()} == {"reload"}, "the CPU packs its linear weights"
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -211,3 +215,33 @@ async def test_acceptance_is_that_of_the_draft_layer_that_was_published(
     if engine.settings.num_draft_tokens == 1:
         assert accepted / drafted == pytest.approx(expected, abs=0.04)
     assert accepted > 0
+
+
+async def test_an_engine_whose_process_is_killed_says_so_to_all_that_wait(
+    engine: Engine, folders: dict[int, Path]
+) -> None:
+    """The last of this file: the engine is gone afterwards."""
+    process = await engine.process_id()
+    assert process != os.getpid()
+
+    class Killing(PackedWeights):
+        """The engine dies when it is about to read them."""
+
+        def offer(self) -> Any:
+            with contextlib.suppress(ProcessLookupError):  # a second reading
+                os.kill(process, signal.SIGKILL)
+            return PackedWeights(version=self.version, manifest=self.manifest, buffer=self.buffer).offer()
+
+    packed = pack(40, PolicyModel.load(folders[1], dtype=torch.float32).named_weights())
+    running = asyncio.gather(*(sample(engine, 1, seed=seed, length=200) for seed in range(64)), return_exceptions=True)
+    await asyncio.sleep(0.05)
+    with pytest.raises((EngineLost, WeightSyncError)):
+        await asyncio.wait_for(engine.update(Killing(version=40, manifest=packed.manifest, buffer=packed.buffer)), 60)
+    ends = await asyncio.wait_for(running, 60)
+    lost = [end for end in ends if isinstance(end, BaseException)]
+    assert lost
+    for error in lost:
+        assert isinstance(error, EngineLost)
+        assert str(error).startswith("engine 0 died")
+    with pytest.raises(EngineLost):
+        await sample(engine, 1)

@@ -24,7 +24,8 @@ from rlvr.config import RunConfig
 from rlvr.errors import CheckpointError, ConfigError
 from rlvr.learner.attention import IMPLEMENTATION
 from rlvr.learner.checkpoint import load_state
-from rlvr.learner.learner import Learner, clip_apart
+from rlvr.learner.gradients import clip_apart
+from rlvr.learner.learner import Learner
 from rlvr.learner.model import PolicyModel
 from rlvr.learner.mtp import MtpLayer
 from rlvr.types import LossSettings, Sample, TrainBatch
@@ -110,6 +111,19 @@ def run_steps(learner: Learner, folder: Path) -> Result:
     return {
         "metrics": metrics, "before": before, "weights": snapshot(learner), "probe": learner.logprobs(PROBE),
     }  # fmt: skip
+
+
+def run_steps_sent_twice(learner: Learner, folder: Path) -> Result:
+    """Before each optimizer step the version before it is sent again, and the probe scored."""
+    before, metrics, resent = snapshot(learner), [], []
+    for step in range(3):
+        updates = batches(learner.world_size, step)
+        learner.begin([(batch.shards[learner.rank], batch.num_loss_tokens) for batch in updates])
+        resent.append(snapshot(learner))
+        learner.send()
+        learner.logprobs(PROBE)
+        metrics.append(learner.finish())
+    return {"metrics": metrics, "before": before, "weights": snapshot(learner), "resent": resent}
 
 
 def run_resume(learner: Learner, folder: Path) -> Result:
@@ -250,6 +264,22 @@ def test_every_stage_and_rank_count_equals_plain_torch(
     for name, expected in reference["weights"].items():
         np.testing.assert_allclose(results[0]["weights"][name], expected, atol=2e-5, rtol=0, err_msg=name)
     assert all(not result["weights"] for result in results[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "num_ranks"), [(0, 1), (2, 2), (3, 2)])
+def test_a_version_can_be_sent_again_until_the_next_step_is_finished(
+    stage: int, num_ranks: int, policy_folder: Path, tmp_path: Path
+) -> None:
+    settings = run_config(zero_stage=stage)
+    (tmp_path / "once").mkdir()
+    once = play(run_steps, policy_folder, tmp_path / "once", settings, num_ranks)[0]
+    twice = play(run_steps_sent_twice, policy_folder, tmp_path, settings, num_ranks)[0]
+    for found, expected in ((twice["resent"][0], twice["before"]), (twice["weights"], once["weights"])):
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[name], expected[name]) for name in found)
+    for expected, found in zip(once["metrics"], twice["metrics"], strict=True):
+        assert {**found, "learner/step_seconds": 0} == {**expected, "learner/step_seconds": 0}
 
 
 @pytest.mark.slow

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pytest
+
+from rlvr.errors import EngineLost
 from rlvr.interfaces import Environment, EnvironmentSettings
 from rlvr.rollout.worker import Order, RolloutWorker
 from rlvr.types import Completion, Message, SamplingParams, Split, Task, Verdict
@@ -110,3 +114,37 @@ async def test_two_environments_of_one_name_are_told_apart_by_their_place() -> N
     groups = [await worker.play(order(group_size=1, environment=place)) for place in (0, 1)]
     await worker.close()
     assert [group.episodes[0].verdict.outcome for group in groups] == ["correct", "incorrect"]
+
+
+class Losing:
+    """One episode's engine is lost at once; the others would play on for ever."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self._calls = 0
+
+    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams, *, group: str) -> Completion:
+        self._calls += 1
+        if self._calls == 3:
+            raise EngineLost("engine 0", "SIGKILL")
+        self.running += 1
+        try:
+            await asyncio.Event().wait()
+            raise AssertionError
+        finally:
+            self.running -= 1
+
+
+async def test_no_episode_plays_on_when_its_group_is_lost() -> None:
+    engine = Losing()
+    worker = RolloutWorker(
+        environments=[(f"{Path(__file__)}:Waits", {})],
+        tokenizer=CharacterTokenizer(),
+        sampler=engine,
+        max_model_len=10_000,
+    )
+    with pytest.raises(EngineLost):
+        await worker.play(order(group_size=4))
+    await asyncio.sleep(0.1)
+    await worker.close()
+    assert engine.running == 0

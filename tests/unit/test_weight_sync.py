@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from rlvr.errors import WeightSyncError
+from rlvr.errors import ComponentDied, DeadlineExceeded, UpdateFailed, WeightSyncError
 from rlvr.inference.engine import UpdateReport
 from rlvr.weight_sync import Probe, SyncReport, check, publish
 from rlvr.weights import Checksums
@@ -53,6 +53,7 @@ class FakeEngine:
             paused_seconds=self._seconds[0],
             total_seconds=self._seconds[1],
             phases={},
+            loading={},
             draft_depths=self._depths,
         )
 
@@ -82,12 +83,14 @@ async def test_a_sync_reports_the_worst_over_all_engines() -> None:
     assert [engine.asked for engine in engines] == [[PROBE.token_ids], [PROBE.token_ids]]
 
 
-async def test_a_syncs_metrics_are_its_times_and_the_draft_depths_of_engines_that_measure() -> None:
+async def test_a_syncs_metrics_are_its_times_how_it_went_and_the_draft_depths_of_engines_that_measure() -> None:
     report = await run(FakeEngine(depths={1: 3, 64: 1}), FakeEngine("engine 1", depths={1: 3, 64: 0}))
     assert report.metrics == {
         "sync/paused_seconds": 0.1,
         "sync/total_seconds": 0.2,
         "sync/probe_error": 0.0,
+        "sync/restarted_engines": 0,
+        "sync/in_place": 0.0,
         "draft/depth/1": 3.0,
         "draft/depth/64": 0.5,
     }
@@ -136,6 +139,64 @@ async def test_an_engine_that_computes_something_else_is_an_error_with_engine_an
 async def test_an_engine_that_cannot_update_ends_the_sync_with_its_own_error() -> None:
     with pytest.raises(WeightSyncError, match="not taken"):
         await run(FakeEngine("engine 0", error=WeightSyncError("version 4 was not taken")), FakeEngine("engine 1"))
+
+
+class StuckEngine(FakeEngine):
+    """Waits in the transfer for ever."""
+
+    async def update(self) -> UpdateReport:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_engines_that_wait_for_one_that_failed_count_as_failed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlvr.weight_sync.GRACE_SECONDS", 0.05)
+    died = ComponentDied("engine 1", "SIGKILL")
+    with pytest.raises(UpdateFailed) as caught:
+        await asyncio.wait_for(
+            run(FakeEngine("engine 0"), FakeEngine("engine 1", error=died), StuckEngine("engine 2")), 5
+        )
+    assert caught.value.engines == {"engine 1", "engine 2"}
+    assert "engine 1: ComponentDied: engine 1 died:\nSIGKILL" in str(caught.value)
+    assert "engine 2: no answer 0 s after another had failed" in str(caught.value)
+
+
+async def failing(error: Exception) -> Checksums:
+    await asyncio.sleep(0)
+    raise error
+
+
+async def probed() -> Probe:
+    return PROBE
+
+
+async def test_a_learner_that_waited_for_a_failed_engine_is_not_the_cause() -> None:
+    late = DeadlineExceeded("learner rank 0 to send its weights", 5)
+    with pytest.raises(UpdateFailed) as caught:
+        await publish(4, failing(late), [FakeEngine("engine 0", error=late), FakeEngine("engine 1")], probed())
+    assert caught.value.engines == {"engine 0"}
+
+
+async def test_a_learner_that_died_is_the_cause_whatever_became_of_the_engines() -> None:
+    died = ComponentDied("learner rank 0", "SIGKILL")
+    engine = FakeEngine("engine 0", error=WeightSyncError("the other side is gone"))
+    with pytest.raises(ComponentDied, match="learner rank 0 died"):
+        await publish(4, failing(died), [engine], probed())
+
+
+async def test_a_learner_that_cannot_send_ends_the_sync_with_its_own_error() -> None:
+    with pytest.raises(WeightSyncError, match="could not send"):
+        await publish(4, failing(WeightSyncError("could not send")), [FakeEngine()], probed())
+
+
+async def test_an_engine_that_dies_before_it_answers_the_probe_did_not_come_through() -> None:
+    class Dying(FakeEngine):
+        async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+            raise ComponentDied(self.name, "SIGKILL")
+
+    with pytest.raises(UpdateFailed) as caught:
+        await run(FakeEngine("engine 0"), Dying("engine 1"))
+    assert caught.value.engines == {"engine 1"}
 
 
 async def test_an_answer_of_another_length_is_never_taken_for_agreement() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from rlvr.weights import DRAFT_PREFIX, PackedWeights, pack, unpack
+from rlvr.weights import DRAFT_PREFIX, Fingerprint, PackedWeights, pack, unpack
 
 DRAFT = f"{DRAFT_PREFIX}0.norm.weight"
 
@@ -121,6 +122,50 @@ def test_one_bit_of_the_draft_changes_the_drafts_checksum_alone() -> None:
 
 def test_equal_weights_have_equal_checksums_whatever_their_version() -> None:
     assert pack(1, tensors().items()).checksums() == pack(2, tensors().items()).checksums()
+
+
+def test_two_words_that_changed_places_within_a_tensor_change_the_checksum() -> None:
+    weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    before = pack(0, [("w", weight)]).checksums()
+    for one, other in (((0, 0), (0, 1)), ((3, 7), (4, 7)), ((0, 5), (39, 29))):
+        swapped = weight.clone()
+        swapped[one], swapped[other] = weight[other], weight[one]
+        assert pack(0, [("w", swapped)]).checksums() != before
+    assert pack(0, [("w", weight.flip(0))]).checksums() != before
+    assert pack(0, [("w", weight.reshape(30, 40))]).checksums() == before, "the bytes count, not the shape"
+
+
+def words_weighted_by_place(tensor: torch.Tensor) -> int:
+    words = np.frombuffer(bits(tensor), {1: "u1", 2: "<i2"}.get(tensor.element_size(), "<i4"))
+    return sum(int(word) * (2 * place + 1) for place, word in enumerate(words)) % 2**64
+
+
+def test_a_checksum_is_the_crc_over_each_tensors_words_weighted_by_their_places() -> None:
+    expected = 0
+    for name, tensor in tensors().items():
+        if name != DRAFT:
+            expected = zlib.crc32(f"{name}={words_weighted_by_place(tensor)}\n".encode(), expected)
+    assert pack(0, tensors().items()).checksums().policy == expected
+
+
+def test_a_tensor_in_parts_sums_to_the_whole_one() -> None:
+    for name, tensor in tensors().items():
+        whole, parts = Fingerprint(), Fingerprint()
+        whole.add(name, tensor)
+        flat = tensor.reshape(-1)
+        for start in reversed(range(0, max(1, len(flat)), 4)):
+            parts.add(name, flat[start : start + 4], start=start)
+        assert parts.checksum() == whole.checksum()
+
+
+def test_sums_that_overflow_do_so_alike() -> None:
+    weight = torch.full((3, 1 << 12), -1, dtype=torch.int16)
+    weight[1] = 2**15 - 1
+    sums = Fingerprint()
+    sums.add("w", weight, start=2**46)
+    words = weight.reshape(-1).tolist()
+    value = sum(word * (2 * (place + 2**46) + 1) for place, word in enumerate(words)) % 2**64
+    assert sums.checksum() == zlib.crc32(f"w={value}\n".encode())
 
 
 def test_padding_does_not_count() -> None:
