@@ -21,7 +21,8 @@ from tests.tiny import write_checkpoint
 pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
-PORT, DASHBOARD_PORT = 46379, 48265
+# None is Ray's default: another Ray of this machine would have it, and this one's jobs no agent to start them.
+PORT, DASHBOARD_PORT, AGENT_PORT, AGENT_GRPC_PORT = 46379, 48265, 48266, 48267
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,7 @@ def cluster(environment: dict[str, str]) -> Iterator[dict[str, str]]:
     starting = {name: value for name, value in environment.items() if "ADDRESS" not in name}
     command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={PORT}"]
     command += [f"--dashboard-port={DASHBOARD_PORT}", "--include-dashboard=true"]
+    command += [f"--dashboard-agent-listen-port={AGENT_PORT}", f"--dashboard-agent-grpc-port={AGENT_GRPC_PORT}"]
     head = subprocess.Popen(command, env=starting, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 120
