@@ -73,6 +73,7 @@ class EngineHandle:
             num_draft_tokens=inference.num_draft_tokens,
             draft_schedule=inference.draft_schedule,
             transport=config.transport,
+            offload=inference.sleep == "offload",
             max_num_seqs=inference.max_num_seqs,
             max_model_len=inference.max_model_len,
             max_num_batched_tokens=inference.max_num_batched_tokens,
@@ -118,6 +119,14 @@ class EngineHandle:
             self.name, "to take new weights", self.actor.update.remote(self._to_publish), self._seconds
         )
         return report
+
+    async def fall_asleep(self) -> None:
+        """As `Engine.fall_asleep`."""
+        await ask(self.name, "to fall asleep", self.actor.fall_asleep.remote(), self._seconds)
+
+    async def wake_up(self) -> None:
+        """As `Engine.wake_up`."""
+        await ask(self.name, "to wake up", self.actor.wake_up.remote(), self._seconds)
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """As `rlvr.weight_sync.SyncTarget`."""

@@ -98,6 +98,9 @@ class InferenceSection(Section):
     weight_transfer: Literal["auto", "memory", "ipc", "nccl"] = Field(
         "auto", description="auto: nccl between GPUs, ipc on a shared one, memory (shared with the host) elsewhere"
     )
+    sleep: Literal["never", "pause", "offload"] = Field(
+        "never", description="while the learner steps; 'offload': cache dropped, weights in host memory (a shared GPU)"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: float32 on CPU, bfloat16 on GPU")
     enforce_eager: bool | Literal["auto"] = Field("auto", description="auto: true on CPU, false on GPU")
     num_threads: PositiveInt = Field(1, description="CPU threads of one engine")
@@ -262,6 +265,11 @@ class RunConfig(Section):
                 f"inference.weight_transfer = {inference.weight_transfer!r} does not fit where engines "
                 f"(gpus_per_engine = {inference.gpus_per_engine}) and learner (gpus_per_rank = "
                 f"{learner.gpus_per_rank}) run; possible are {', '.join(sorted(possible))}, and 'auto' chooses"
+            )
+        if inference.sleep == "offload" and not self.colocated:
+            raise ValueError(
+                "inference.sleep = 'offload' makes room on a GPU that engine and learner share; where they share none, "
+                "'pause' lets engines wait"
             )
         check_schedule(
             inference.draft_schedule,

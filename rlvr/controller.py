@@ -111,6 +111,7 @@ class Controller:
             self.learner,
             probe_ids=tuple(random.Random(0).randrange(vocabulary_size) for _ in range(_PROBE_TOKENS)),
             probe_tolerance=config.inference.probe_tolerance or (1e-4 if exact else 0.5),
+            sleep=config.inference.sleep != "never",
         )
 
     async def run(self) -> None:
@@ -297,7 +298,8 @@ class Controller:
             for part in split_updates(samples, learner.updates_per_batch)
         ]
         shards = [(update.shards, update.num_loss_tokens) for update in updates]
-        metrics = await self.learner.step(shards, may_change=self._live)
+        async with self._fleet.asleep():
+            metrics = await self.learner.step(shards, may_change=self._live)
         self.step += 1
         self.version += 1
         for ready in batch:

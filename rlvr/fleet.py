@@ -21,7 +21,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from rlvr.actors import EngineHandle, LearnerHandle, WorkerHandle
@@ -44,13 +45,15 @@ class Fleet:
         *,
         probe_ids: tuple[int, ...],
         probe_tolerance: float,
+        sleep: bool = False,
     ) -> None:
-        """`probe_ids` are the fixed prompt on which learner and engines must agree."""
+        """`probe_ids`: the fixed prompt on which learner and engines must agree; `sleep`: engines do, in `asleep`."""
         self.engines = engines
         self.workers = workers
         self.learner = learner
         self._probe_ids = probe_ids
         self._tolerance = probe_tolerance
+        self._sleep = sleep
         self._publishing: asyncio.Task[Any] | None = None
         self._num_restarted = 0
 
@@ -73,6 +76,20 @@ class Fleet:
                 return await self._recover(version, failure)
         finally:
             self._publishing = None
+
+    @asynccontextmanager
+    async def asleep(self) -> AsyncIterator[None]:
+        """Where engines are to sleep, they leave the learner what they share; a version under way goes first."""
+        if not self._sleep:
+            yield
+            return
+        if self._publishing is not None:
+            await asyncio.wait([self._publishing])
+        await asyncio.gather(*(engine.fall_asleep() for engine in self.engines))
+        try:
+            yield
+        finally:
+            await asyncio.gather(*(engine.wake_up() for engine in self.engines))
 
     async def play(self, order: Order) -> Group:
         """By the least busy worker; again from the start when an update replaced the engine it was playing on."""

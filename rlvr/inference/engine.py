@@ -50,6 +50,7 @@ class EngineSettings:
     deadline_seconds: float
     draft_schedule: DraftSchedule | Literal["auto"] = ()
     transport: Transport = "memory"
+    offload: bool = False  # what `fall_asleep` means
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +139,7 @@ class Engine:
             weight_transfer_config={"backend": backend_name(settings.transport)},
             per_request_spec_decode_metrics="detailed" if settings.num_draft_tokens else "none",
             disable_log_stats=True,
+            enable_sleep_mode=settings.offload,
             **options,
         )
         orphans.claim()
@@ -233,7 +235,9 @@ class Engine:
         async with self._update_lock:
             self._phases = {}
             paused = time.perf_counter()
-            await self._phase("to pause", self._llm.pause_generation(mode="keep", clear_cache=False))
+            # `pause_generation` is the same, and then sleeps 20 ms while every request waits.
+            pausing = self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
+            await self._phase("to pause", pausing)
             try:
                 loading = await self._receive(weights)
             except WeightSyncError as error:
@@ -285,6 +289,21 @@ class Engine:
             asked.cancel()
         self._phases[waited_for] = time.perf_counter() - started
         return asked.result()
+
+    async def fall_asleep(self) -> None:
+        """Sample nothing until `wake_up`: what is asked and what is under way waits.
+
+        With `offload` the weights move to host memory meanwhile and the cache is dropped, so that requests under way
+        are read again when they go on. Raises as `update`.
+        """
+        async with self._update_lock:
+            await self._phase("to fall asleep", self._llm.sleep(level=int(self.settings.offload), mode="keep"))
+
+    async def wake_up(self) -> None:
+        """Go on. Raises as `update`."""
+        async with self._update_lock:
+            # Without a tag it asks for memory back, which a pause has not given away.
+            await self._phase("to wake up", self._llm.wake_up(None if self.settings.offload else ["scheduling"]))
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Natural-log probability of each token given those before it, from the second on: a sync is checked by it."""

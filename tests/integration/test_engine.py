@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,22 @@ async def test_an_update_reaches_policy_and_draft_while_a_request_is_in_flight(
         logp = hugging_face(folders[1])(torch.tensor([ids])).logits[0].log_softmax(-1)
     expected = [float(logp[position, token]) for position, token in enumerate(ids[1:])]
     assert await engine.logprobs(ids) == pytest.approx(expected, abs=1e-4)
+
+
+async def test_an_engine_asleep_samples_nothing_and_then_goes_on_as_if_nothing_had_been(engine: Engine) -> None:
+    params = SamplingParams(max_tokens=200, seed=77)
+    began = time.monotonic()
+    alone = await engine.sample(PROMPT, params)
+    seconds = time.monotonic() - began
+    running = asyncio.create_task(engine.sample(PROMPT, params))
+    await asyncio.sleep(seconds / 4)
+    await engine.fall_asleep()
+    asked_now = asyncio.create_task(engine.sample(PROMPT, params))
+    await asyncio.sleep(3 * seconds)
+    assert not running.done()
+    assert not asked_now.done()
+    await engine.wake_up()
+    assert (await running).token_ids == (await asked_now).token_ids == alone.token_ids
 
 
 class TornOnce(PackedWeights):

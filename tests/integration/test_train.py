@@ -119,6 +119,7 @@ def test_two_of_everything_train_together(config: Path, tmp_path: Path) -> None:
         "inference.cpus_per_engine=0.2",
         "learner.cpus_per_rank=0.2",
         "learner.updates_per_batch=2",
+        "inference.sleep=pause",
         "run.num_steps=3",
     )
     assert run.wait() == 0, run.output()

@@ -58,6 +58,12 @@ class FakeEngine:
     async def restart(self) -> None:
         self.log.append(f"{self.name} restarts")
 
+    async def fall_asleep(self) -> None:
+        self.log.append(f"{self.name} sleeps")
+
+    async def wake_up(self) -> None:
+        self.log.append(f"{self.name} wakes up")
+
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         assert self.whole
         return SCORES[1:]
@@ -106,9 +112,9 @@ class FakeWorker:
         self.log.append(f"worker calls another engine {index}")
 
 
-def make_fleet(engines: Sequence[FakeEngine], worker: FakeWorker, log: list[str]) -> Fleet:
+def make_fleet(engines: Sequence[FakeEngine], worker: FakeWorker, log: list[str], **options: bool) -> Fleet:
     parts: Any = (engines, [worker], FakeLearner(log))
-    return Fleet(*parts, probe_ids=PROBE, probe_tolerance=1e-3)
+    return Fleet(*parts, probe_ids=PROBE, probe_tolerance=1e-3, **options)
 
 
 async def test_an_update_that_succeeds_restarts_nothing() -> None:
@@ -208,3 +214,23 @@ async def test_an_engine_that_no_update_replaces_ends_the_run(publishes: bool) -
         await fleet.play(ORDER)
     if publishing:
         await publishing
+
+
+@pytest.mark.parametrize("sleep", [False, True])
+async def test_engines_that_sleep_take_the_version_first_and_wake_up_whatever_the_step_does(sleep: bool) -> None:
+    log: list[str] = []
+    fleet = make_fleet([FakeEngine(0, log), FakeEngine(1, log)], FakeWorker(log), log, sleep=sleep)
+    publishing = asyncio.create_task(fleet.publish(2))
+    await asyncio.sleep(0)
+
+    async def step() -> None:
+        async with fleet.asleep():
+            assert publishing.done() == sleep
+            log.append("step")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await step()
+    await publishing
+    slept = ["engine 0 sleeps", "engine 1 sleeps", "step", "engine 0 wakes up", "engine 1 wakes up"]
+    assert log[-5:] == slept if sleep else not set(slept) - {"step"} & set(log)

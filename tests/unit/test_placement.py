@@ -69,6 +69,8 @@ def test_a_draft_schedule_is_given_or_measured_and_by_default_neither() -> None:
         ({"weight_transfer": "nccl"}, {}, "possible are memory"),
         ({"gpus_per_engine": 0.5, "weight_transfer": "nccl"}, {"gpus_per_rank": 0.5}, "possible are ipc, memory"),
         ({"gpus_per_engine": 1, "weight_transfer": "ipc"}, {"gpus_per_rank": 1}, "possible are memory, nccl"),
+        ({"sleep": "offload"}, {}, "where they share none, 'pause'"),
+        ({"sleep": "offload", "gpus_per_engine": 1}, {"gpus_per_rank": 1}, "where they share none, 'pause'"),
         ({"num_draft_tokens": 1, "draft_schedule": [[1, 64, 2]]}, {}, "at most inference.num_draft_tokens = 1"),
         ({"num_draft_tokens": 1, "draft_schedule": [[2, 64, 1]]}, {}, "start at 1"),
         ({"num_draft_tokens": 1, "draft_schedule": [[1, 64, 1], [60, 80, 0]]}, {}, "begins where the one before ended"),
