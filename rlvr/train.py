@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvr.config import RunConfig
-from rlvr.errors import ConfigError
+from rlvr.errors import ConfigError, RlvrError
 from rlvr.interfaces import Environment
 from rlvr.report import Reporter
 from rlvr.run_folder import RunFolder
@@ -21,6 +21,7 @@ from rlvr.tasks import Member, make_members
 from rlvr.types import THINK_END, THINK_START
 
 STARTER = "starter"
+_RAY_STARTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +164,7 @@ class RayConnection:
             # A Ray that was killed leaves its note behind, and asking it would take minutes.
             address = noted if noted and _answers(noted) else "local"
         if address == "local":
-            ray.init(address="local", num_cpus=self._config.ray.num_cpus, include_dashboard=False, **options)
+            self._start(options)
         else:
             if not _answers(address):
                 raise ConfigError(
@@ -178,6 +179,25 @@ class RayConnection:
         import ray
 
         ray.shutdown()
+
+    def _start(self, options: dict[str, Any]) -> None:
+        import ray
+
+        for tries_left in reversed(range(_RAY_STARTS)):
+            try:
+                ray.init(address="local", num_cpus=self._config.ray.num_cpus, include_dashboard=False, **options)
+                return
+            except Exception as error:
+                # A bare one: a part of Ray did not start within Ray's own seconds, which nothing sets.
+                if type(error) is not Exception:
+                    raise
+                ray.shutdown()
+                if not tries_left:
+                    raise RlvrError(
+                        f"Ray did not start, {_RAY_STARTS} times: {error} Its logs: /tmp/ray/session_latest/logs; "
+                        "a machine too busy for it may have one that started earlier: `ray start --head`"
+                    ) from error
+                self._reporter.say("Ray did not start in its own time, as on a busy machine; once more")
 
 
 def _answers(address: str) -> bool:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -82,16 +83,18 @@ class Engine:
 
 
 @pytest.fixture
-def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     image = b"".join(docker.from_env().api.get_image(image_name("python")))
-    engine = Engine(tmp_path)
-    engine.start()
-    try:
-        docker.DockerClient(engine.address).images.load(image)
-        monkeypatch.setenv("DOCKER_HOST", engine.address)
-        yield engine
-    finally:
-        engine.stop()
+    # pytest's own folders have names too long for a socket in them.
+    with tempfile.TemporaryDirectory(prefix="rlvr-docker-", ignore_cleanup_errors=True) as home:
+        engine = Engine(Path(home))
+        engine.start()
+        try:
+            docker.DockerClient(engine.address).images.load(image)
+            monkeypatch.setenv("DOCKER_HOST", engine.address)
+            yield engine
+        finally:
+            engine.stop()
 
 
 async def test_runs_in_flight_are_repeated_or_ours(engine: Engine) -> None:

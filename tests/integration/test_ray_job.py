@@ -37,7 +37,14 @@ def environment() -> dict[str, str]:
 
 
 def ray(environment: dict[str, str], *arguments: str, seconds: float = 120) -> str:
-    done = subprocess.run([BIN / "ray", *arguments], env=environment, capture_output=True, text=True, timeout=seconds)
+    deadline = time.monotonic() + seconds
+    while True:
+        command = [BIN / "ray", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
+        # Ray answers before the part of it that starts jobs does.
+        if "No available agent to submit job, please try again" not in done.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(1)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -48,10 +55,12 @@ def cluster(environment: dict[str, str]) -> Iterator[dict[str, str]]:
     command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={PORT}"]
     command += [f"--dashboard-port={DASHBOARD_PORT}", "--include-dashboard=true"]
     command += [f"--dashboard-agent-listen-port={AGENT_PORT}", f"--dashboard-agent-grpc-port={AGENT_GRPC_PORT}"]
-    head = subprocess.Popen(command, env=starting, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    head = subprocess.Popen(command, env=starting)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while True:
+            if head.poll() is not None:  # a part of Ray took longer to start than Ray waits for it
+                head = subprocess.Popen(command, env=starting)
             listed = subprocess.run([BIN / "ray", "job", "list"], env=environment, capture_output=True, text=True)
             if listed.returncode == 0:
                 break

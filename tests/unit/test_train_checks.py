@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rlvr import config
-from rlvr.errors import ConfigError
+from rlvr.errors import ConfigError, RlvrError
 from rlvr.report import Reporter
 from rlvr.run_folder import FRESH, RunFolder
 from rlvr.tasks import make_members
@@ -94,6 +94,36 @@ def test_a_ray_that_does_not_answer_is_named_at_once() -> None:
             RayConnection(make(ray={"address": address}), Reporter()).__enter__()
         listener.listen()
         assert _answers(address)
+
+
+@pytest.mark.parametrize("num_failures", [0, 2, 3])
+def test_a_ray_that_does_not_start_in_its_own_time_is_started_again(
+    num_failures: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = iter(range(num_failures))
+
+    def init(**_: object) -> None:
+        if next(failures, None) is not None:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
+    connection = RayConnection(make(ray={"address": "local"}), Reporter())
+    if num_failures < 3:
+        connection.__enter__()
+    else:
+        with pytest.raises(RlvrError, match=r"did not start, 3 times: The current node timed out.*ray start --head"):
+            connection.__enter__()
+    assert capsys.readouterr().out.count("once more") == min(2, num_failures)
+
+
+def test_what_ray_says_of_its_settings_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise ValueError("num_cpus")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ValueError, match="num_cpus"):
+        RayConnection(make(ray={"address": "local"}), Reporter()).__enter__()
 
 
 def test_a_resumed_run_without_an_environment_of_its_pending_tasks_is_refused(
