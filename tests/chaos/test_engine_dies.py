@@ -88,8 +88,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     # pytest's own folders have names too long for a socket in them.
     with tempfile.TemporaryDirectory(prefix="rlvr-docker-", ignore_cleanup_errors=True) as home:
         engine = Engine(Path(home))
-        engine.start()
         try:
+            engine.start()
             docker.DockerClient(engine.address).images.load(image)
             monkeypatch.setenv("DOCKER_HOST", engine.address)
             yield engine
