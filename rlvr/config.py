@@ -268,8 +268,7 @@ class RunConfig(Section):
             )
         if inference.sleep == "offload" and not self.colocated:
             raise ValueError(
-                "inference.sleep = 'offload' makes room on a GPU that engine and learner share; where they share none, "
-                "'pause' lets engines wait"
+                "inference.sleep = 'offload' makes room on a GPU that engine and learner share; where none is, 'pause'"
             )
         check_schedule(
             inference.draft_schedule,
@@ -328,7 +327,10 @@ def parse(tree: dict[str, Any], *, source: str = "config") -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
+        details = error.errors()
+        # What is wrong within it makes a table or list wrong too; that goes without saying.
+        wholes = {detail["loc"][:depth] for detail in details for depth in range(1, len(detail["loc"]))}
+        lines = [_explain(detail) for detail in details if detail["loc"] not in wholes]
         raise ConfigError(f"{source}:\n  " + "\n  ".join(lines)) from None
 
 

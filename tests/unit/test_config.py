@@ -136,6 +136,11 @@ def test_values_out_of_range_name_the_key_the_value_and_the_bound() -> None:
     assert len(lines) == 3, "one line a mistake, after the source"
 
 
+def test_what_is_wrong_within_a_list_is_told_once() -> None:
+    message = message_of(tree() | {"environments": [{"name": "coin", "weight": -1}]})
+    assert message.splitlines()[1:] == ["  environments.0.weight = -1: input should be greater than 0"]
+
+
 def test_what_is_missing_is_named() -> None:
     assert "run: required, and not given" in message_of({"environments": [{"name": "coin"}]})
     assert "environments: required, and not given" in message_of({"run": {"name": "x"}})
