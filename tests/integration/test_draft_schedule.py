@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from transformers import AutoModelForCausalLM
 from rlvr.diagnostics import exactness
 from rlvr.inference.depth_by_load import DepthByLoad
 from rlvr.inference.draft_schedule import as_schedule
-from rlvr.inference.engine import Engine, EngineSettings, environment_variables
+from rlvr.inference.engine import Engine
 from rlvr.learner.model import PolicyModel
 from rlvr.types import Completion, SamplingParams
 from rlvr.weights import pack
-from tests.tiny import write_checkpoint
+from tests.tiny import running_engine, write_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -35,27 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(folder: Path) -> AsyncIterator[Engine]:
-    os.environ.update(environment_variables(num_threads=1, on_gpu=False))
-    engine = Engine(
-        EngineSettings(
-            index=0,
-            model_folder=str(folder),
-            dtype="float32",
-            enforce_eager=True,
-            num_draft_tokens=FULL,
-            draft_schedule="auto",
-            max_num_seqs=MOST,
-            max_model_len=256,
-            max_num_batched_tokens=2048,
-            kv_cache_bytes=2**27,
-            gpu_memory_utilization=0.5,
-            seed=0,
-            deadline_seconds=300,
-        )
-    )
-    await engine.start()
-    yield engine
-    await engine.stop()
+    async with running_engine(folder, num_draft_tokens=FULL, draft_schedule="auto", max_num_seqs=MOST) as engine:
+        yield engine
 
 
 @pytest.fixture

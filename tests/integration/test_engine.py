@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from rlvr.diagnostics import exactness
 from rlvr.errors import EngineLost, WeightSyncError
-from rlvr.inference.engine import Engine, EngineSettings, environment_variables
+from rlvr.inference.engine import Engine
 from rlvr.learner.model import PolicyModel
 from rlvr.types import Completion, SamplingParams
 from rlvr.weights import PackedWeights, pack
-from tests.tiny import write_checkpoint
+from tests.tiny import running_engine, write_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -38,26 +38,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=[1, 3], ids=["1 draft token", "3 draft tokens"])
 async def engine(folders: dict[int, Path], request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    os.environ.update(environment_variables(num_threads=1, on_gpu=False))
-    engine = Engine(
-        EngineSettings(
-            index=0,
-            model_folder=str(folders[0]),
-            dtype="float32",
-            enforce_eager=True,
-            num_draft_tokens=request.param,
-            max_num_seqs=64,
-            max_model_len=256,
-            max_num_batched_tokens=2048,
-            kv_cache_bytes=2**27,
-            gpu_memory_utilization=0.5,
-            seed=0,
-            deadline_seconds=300,
-        )
-    )
-    await engine.start()
-    yield engine
-    await engine.stop()
+    async with running_engine(folders[0], num_draft_tokens=request.param) as engine:
+        yield engine
 
 
 def hugging_face(folder: Path) -> torch.nn.Module:
