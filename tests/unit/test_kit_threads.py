@@ -22,6 +22,7 @@ def test_a_call_that_is_over_holds_nothing_and_threads_end_with_the_executor() -
     class Thing:
         pass
 
+    others = {*threading.enumerate()}
     threads, thing = FreshThreads(), Thing()
     gone = weakref.ref(thing)
     assert threads.submit(lambda thing: "done", thing).result(10) == "done"
@@ -32,7 +33,8 @@ def test_a_call_that_is_over_holds_nothing_and_threads_end_with_the_executor() -
         gc.collect()
     assert gone() is None
 
+    assert {*threading.enumerate()} - others
     threads.shutdown()
-    while any(thread.name.startswith("call ") for thread in threading.enumerate()) and time.monotonic() < deadline:
+    while {*threading.enumerate()} - others and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not any(thread.name.startswith("call ") for thread in threading.enumerate())
+    assert not {*threading.enumerate()} - others
