@@ -2,11 +2,16 @@
 
 A micro-batch is one row of tokens, sequences end to end. The models are called with `packing=Packing...`, which
 transformers hands down to the attention function unchanged; no mask is built, because none is registered by this name.
+
+On a GPU in half precision it is FlashAttention 4, where that is installed and made for the GPU, else the
+FlashAttention 2 that torch brings; elsewhere sequences are padded.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -60,8 +65,86 @@ def packed_attention(
             f"packed attention has no sliding window ({sliding_window}) and no dropout ({dropout})"
         )
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    attend = _attend_varlen if query.is_cuda and query.dtype != torch.float32 else _attend_padded
+    attend = _attend_padded
+    if query.is_cuda and query.dtype != torch.float32:
+        attend = _attend_fa4 if has_fa4() else _attend_varlen
     return attend(query, key, value, packing, scaling)[None], None
+
+
+@cache
+def has_fa4() -> bool:
+    """Whether FlashAttention 4 is installed, and this process's GPU a Hopper or a datacenter Blackwell."""
+    if torch.cuda.get_device_capability()[0] not in (9, 10):
+        return False
+    try:
+        _fa4()
+    except ImportError:
+        return False
+    return True
+
+
+@cache
+def _fa4() -> Any:
+    return import_module("flash_attn.cute.interface")
+
+
+# Opaque to torch.compile. FlashAttention 4's own autograd function is not, and torch 2.13's adapter to it
+# (`torch.nn.attention.activate_flash_attention_impl`) expects a release older than any on the package index.
+@torch.library.custom_op("rlvr::fa4_forward", mutates_args=())
+def _fa4_forward(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, scaling: float
+) -> tuple[Tensor, Tensor]:
+    output, log_sum, *_ = _fa4()._flash_attn_fwd(
+        query, key, value, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens, max_seqlen_q=longest,
+        max_seqlen_k=longest, softmax_scale=scaling, causal=True, return_lse=True,
+    )  # fmt: skip
+    return output, log_sum
+
+
+@_fa4_forward.register_fake
+def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return query.new_empty(query.shape), query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
+
+
+@torch.library.custom_op("rlvr::fa4_backward", mutates_args=())
+def _fa4_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor, cu_seqlens: Tensor,
+    longest: int, scaling: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dq, dk, dv, *_ = _fa4()._flash_attn_bwd(
+        query, key, value, output, grad, log_sum, softmax_scale=scaling, causal=True, cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens, max_seqlen_q=longest, max_seqlen_k=longest,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+@_fa4_backward.register_fake
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.longest, ctx.scaling = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    query, key, value, cu_seqlens, output, log_sum = ctx.saved_tensors
+    grads = _fa4_backward(
+        grad.contiguous(), query, key, value, output, log_sum, cu_seqlens, ctx.longest, ctx.scaling
+    )
+    return *grads, None, None, None
+
+
+_fa4_forward.register_autograd(_differentiate, setup_context=_remember)
+
+
+def _attend_fa4(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
+    """[tokens, heads, size] in and out, half precision only."""
+    inputs = (tensor.contiguous() for tensor in (query, key, value))
+    output: Tensor = _fa4_forward(*inputs, packing.cu_seqlens, packing.max_length, scaling)[0]
+    return output
 
 
 def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from gpu_common import device, report
@@ -26,16 +26,18 @@ def main() -> None:
     parser.add_argument("settings", nargs="*")
     parser.add_argument("--accuracy", type=float, required=True)
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2, 4])
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench/async"))
     arguments = parser.parse_args()
     first: float | None = None
     for staleness in arguments.staleness:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [
-                sys.executable, "-m", "rlvr.cli", "train", arguments.config, f"run.folder={folder}", "run.name=run",
-                f"rollout.max_staleness={staleness}", *arguments.settings,
-            ]  # fmt: skip
-            subprocess.run(command, check=True)
-            lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+        name = f"staleness-{staleness}"
+        shutil.rmtree(arguments.folder / name, ignore_errors=True)
+        command = [
+            sys.executable, "-m", "rlvr.cli", "train", arguments.config, f"run.folder={arguments.folder.absolute()}",
+            f"run.name={name}", f"rollout.max_staleness={staleness}", *arguments.settings,
+        ]  # fmt: skip
+        subprocess.run(command, check=True)
+        lines = [json.loads(line) for line in (arguments.folder / name / "metrics.jsonl").read_text().splitlines()]
         steps, last = [line for line in lines if "staleness/max" in line], lines[-1]
         counted = steps[WARM_UP:]
         speed = sum(step["learner/num_tokens"] for step in counted) / sum(step["time/step_seconds"] for step in counted)

@@ -6,7 +6,7 @@
 FOLDER is a checkpoint with an MTP layer, whose real acceptance is measured; a size is random weights, for which
 `--acceptance` sets the share of drafts that vLLM accepts (`rejection_sample_method = "synthetic"`, for measuring only).
 Each of `--drafts` is an engine of its own: so many tokens at once, by `--schedule` where one is given, or `auto`, at
-most as many as the others, by the schedule that the engine measures (`inference.draft_schedule = "auto"`). Every
+most `--most`, by the schedule that the engine measures (`inference.draft_schedule = "auto"`). Every
 request draws 256 tokens, past the end of its turn too, so that as many run to the last; its prompt is one of the math
 environment, or 64 random tokens. A round counts from its first request to its last token, after a short one of the
 same size to warm up, behind which `auto` chooses as it does after an update of the weights.
@@ -31,7 +31,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("policy")
     parser.add_argument("--drafts", nargs="+", default=["0", "1", "auto"])
-    parser.add_argument("--acceptance", type=float)
+    parser.add_argument("--most", type=int, help="tokens that auto may draft; default: the most of the fixed depths")
+    parser.add_argument("--acceptance", type=float, help="of each draft whose forerunners were accepted")
     parser.add_argument("--schedule", default="")
     parser.add_argument("--batches", type=int, nargs="+", help="default 1 16 64 256 512; on the CPU 1 4 16")
     parser.add_argument("--tokens", type=int, default=256)
@@ -41,8 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.cpu and arguments.acceptance is not None:
         parser.error("--acceptance: vLLM cannot set it on the CPU; leave it out, and the policy's own is measured")
-    if "auto" in arguments.drafts and not any(drafts not in ("0", "auto") for drafts in arguments.drafts):
-        parser.error("--drafts auto: name a depth above 0 beside it, the most that auto may draft")
+    arguments.most = arguments.most or max([1, *(int(drafts) for drafts in arguments.drafts if drafts != "auto")])
     arguments.batches = arguments.batches or ([1, 4, 16] if arguments.cpu else [1, 16, 64, 256, 512])
     os.environ.update(environment_variables(num_threads=1, on_gpu=not arguments.cpu))
     from gpu_common import SHAPES, random_policy
@@ -57,8 +57,9 @@ def main() -> None:
         ratios = [found[batch] / speeds[arguments.drafts[0]][batch] for batch in arguments.batches]
         print(f"{drafts:>10}" + "".join(f"{ratio:10.2f}" for ratio in ratios))
     fixed = {int(drafts): found for drafts, found in speeds.items() if drafts != "auto"}
-    best = {batch: max(fixed, key=lambda drafts: fixed[drafts][batch]) for batch in arguments.batches}
-    print(f"fastest of the fixed depths: draft_schedule = {[list(entry) for entry in as_schedule(best)]}")
+    if len(fixed) > 1:
+        best = {batch: max(fixed, key=lambda drafts: fixed[drafts][batch]) for batch in arguments.batches}
+        print(f"fastest of the fixed depths: draft_schedule = {[list(entry) for entry in as_schedule(best)]}")
 
 
 def parse_schedule(text: str) -> DraftSchedule:
@@ -73,7 +74,7 @@ def parse_schedule(text: str) -> DraftSchedule:
 async def measure(arguments: Any, folder: Path, drafts: str, before: dict[str, dict[int, float]]) -> dict[int, float]:
     from gpu_common import device, prompts, report
 
-    num_draft_tokens = max(int(other) for other in arguments.drafts if other != "auto")
+    num_draft_tokens = arguments.most
     schedule: DraftSchedule | Literal["auto"] = "auto"
     if drafts != "auto":
         num_draft_tokens = int(drafts)

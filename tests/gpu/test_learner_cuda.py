@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from rlvr.learner.attention import Packing, _attend_padded, _attend_varlen
+from rlvr.learner.attention import Packing, _attend_fa4, _attend_padded, _attend_varlen, has_fa4
 from tests.unit.test_model import TEMPERATURE, micro_batch, tiny_policy
 
 pytestmark = pytest.mark.gpu
 
 LENGTHS = (130, 1, 64, 300, 17)
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Packing, float], torch.Tensor]
 
 
 def moved(batch: object, device: str) -> object:
@@ -18,10 +21,13 @@ def moved(batch: object, device: str) -> object:
     return type(batch)(**values)
 
 
+@pytest.mark.parametrize("attend_fast", [_attend_varlen, _attend_fa4], ids=["fa2", "fa4"])
 @pytest.mark.parametrize(("heads", "groups", "size"), [(8, 2, 64), (12, 2, 128), (4, 2, 32), (6, 6, 64)])
 def test_variable_length_attention_equals_padded_attention_in_output_and_gradients(
-    heads: int, groups: int, size: int
+    heads: int, groups: int, size: int, attend_fast: Attend
 ) -> None:
+    if attend_fast is _attend_fa4 and not has_fa4():
+        pytest.skip("needs FlashAttention 4 and a Hopper or Blackwell")
     torch.manual_seed(0)
     position_ids = torch.cat([torch.arange(length) for length in LENGTHS]).cuda()
     cu_seqlens = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0)], dtype=torch.int32).cuda()
@@ -29,7 +35,7 @@ def test_variable_length_attention_equals_padded_attention_in_output_and_gradien
     inputs = [torch.randn(len(position_ids), n, size, device="cuda") for n in (heads, groups, groups)]
     target = torch.randn(len(position_ids), heads, size, device="cuda")
     results = []
-    for attend, dtype in ((_attend_padded, torch.float32), (_attend_varlen, torch.bfloat16)):
+    for attend, dtype in ((_attend_padded, torch.float32), (attend_fast, torch.bfloat16)):
         leaves = [tensor.detach().to(dtype, copy=True).requires_grad_() for tensor in inputs]
         output = attend(*leaves, packing, size**-0.5)
         (output.float() * target).sum().backward()
