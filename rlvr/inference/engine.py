@@ -77,6 +77,8 @@ def environment_variables(*, num_threads: int, on_gpu: bool) -> dict[str, str]:
     if on_gpu:
         # CUDA IPC handles are Python objects, which travel to vLLM's worker by pickle. Nobody else talks to it.
         variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+        # vLLM forks unless it sees that CUDA is in use, and does not see it where C++ alone has begun to use it.
+        variables["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     else:
         # libgomp spins at barriers, which on shared cores costs a factor of 10; Intel's OpenMP sleeps.
         openmp = Path(sys.prefix) / "lib" / "libiomp5.so"

@@ -43,7 +43,7 @@ def main() -> None:
         folder, max_model_len=2048,
         inference={"gpus_per_engine": 0.4 if shared else 1.0, "weight_transfer": arguments.transport,
                    "gpu_memory_utilization": 0.2, "enforce_eager": True, "kv_cache_bytes": 2**33},
-        learner={"gpus_per_rank": 0.6 if shared else 1.0, "zero_stage": arguments.zero},
+        learner={"gpus_per_rank": 0.6 if shared else 1.0, "zero_stage": arguments.zero, "compile": False},
     )  # fmt: skip
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     try:

@@ -16,11 +16,6 @@ LENGTHS = (130, 1, 64, 300, 17)
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Packing, float], torch.Tensor]
 
 
-def moved(batch: object, device: str) -> object:
-    values = {name: getattr(batch, name).to(device) for name in type(batch).__slots__}  # type: ignore[attr-defined]
-    return type(batch)(**values)
-
-
 @pytest.mark.parametrize("attend_fast", [_attend_varlen, _attend_fa4], ids=["fa2", "fa4"])
 @pytest.mark.parametrize(("heads", "groups", "size"), [(8, 2, 64), (12, 2, 128), (4, 2, 32), (6, 6, 64)])
 def test_variable_length_attention_equals_padded_attention_in_output_and_gradients(
@@ -52,7 +47,7 @@ def test_a_gpu_scores_and_learns_as_a_cpu_does_in_float32(compiled: bool) -> Non
         if compiled and device == "cuda":
             model.compile_layers()
         for seed, lengths in enumerate([(7, 1, 12, 4), (30, 3), (5, 5, 5, 9)]):
-            output = model(moved(micro_batch(lengths, seed=seed), device), TEMPERATURE, mtp_top_k=4)
+            output = model(micro_batch(lengths, seed=seed).to(torch.device(device)), TEMPERATURE, mtp_top_k=4)
             ((output.logprobs * 0.1).sum() + output.mtp_loss).backward()
         outputs.append([value.detach().cpu() for value in output])
         gradients.append({name: weight.grad.cpu() for name, weight in model.named_parameters()})
