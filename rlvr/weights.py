@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+_T = TypeVar("_T")
 Part = Literal["policy", "draft"]
 PARTS: tuple[Part, Part] = ("policy", "draft")
 # Checkpoints name the tensors of the MTP layers so (MiMo's names, which vLLM's draft model reads).
@@ -146,6 +147,20 @@ def description(entries: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> di
         "dtype_names": [str(dtype).removeprefix("torch.") for _, dtype, _ in entries],
         "shapes": [list(shape) for _, _, shape in entries],
     }
+
+
+def cut(items: Iterable[_T], num_bytes: Callable[[_T], int], limit: int) -> Iterator[list[_T]]:
+    """Consecutive items together, each time until they exceed `limit` bytes: where vLLM cuts a packed broadcast."""
+    bucket: list[_T] = []
+    size = 0
+    for item in items:
+        bucket.append(item)
+        size += num_bytes(item)
+        if size > limit:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
 
 
 def pack(version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> PackedWeights:

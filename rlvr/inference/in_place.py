@@ -52,6 +52,11 @@ class Incoming(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole tensor."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
 
 class Plan:
     """Where each incoming tensor of one model goes."""
@@ -60,6 +65,12 @@ class Plan:
         """`parameters` are those that the pieces fill, as (layer, attribute); they must stay where they are."""
         self._pieces = {incoming.name: (incoming, found) for incoming, found in pieces.items()}
         self._places = [(layer, name, getattr(layer, name).data_ptr()) for layer, name in parameters]
+        # Of tensors that are filled in whole: the slices of parameters that take them, from first element to last.
+        self._tiles = {
+            incoming: [piece.target for piece in sorted(found, key=lambda piece: piece.start)]
+            for incoming, found in pieces.items()
+            if _tiled(incoming, found)
+        }
 
     @classmethod
     def of(cls, model: Any, model_config: Any, announced: Sequence[Incoming]) -> Plan:
@@ -99,6 +110,19 @@ class Plan:
         if targets:
             torch._foreach_copy_(targets, sources)
 
+    @torch.no_grad()
+    def load_packed(self, announced: Sequence[Incoming], packed: Tensor) -> None:
+        """The same for tensors that lie end to end in `packed`, as bytes. Raises `ValueError`."""
+        dtypes = {each.dtype for each in announced}
+        tiles = [tile for each in announced for tile in self._tiles.get(each, ())]
+        if len(dtypes) > 1 or not all(each in self._tiles for each in announced):
+            sizes = [each.num_bytes for each in announced]
+            pairs = zip(announced, torch.split(packed, sizes), strict=True)
+            self.load((each.name, rows.view(each.dtype).view(each.shape)) for each, rows in pairs)
+        elif tiles:
+            # One view for all: by tensor, making views would take as long as copying what they show.
+            torch._foreach_copy_(tiles, torch.split(packed.view(*dtypes), [len(tile) for tile in tiles]))
+
     def check_complete(self, loaded: Sequence[str]) -> None:
         """Raises `ValueError` unless `loaded` are the planned tensors, once each."""
         if sorted(loaded) != sorted(self._pieces):
@@ -117,6 +141,16 @@ class Plan:
                 # By rows and columns where it can be: one long row would need a second tensor of 64-bit words.
                 found.add(name, target.view(incoming.shape) if whole else target, start=start)
         return found
+
+
+def _tiled(incoming: Incoming, pieces: Sequence[Piece]) -> bool:
+    """Whether the pieces take every element of the tensor once."""
+    end = 0
+    for target, start in sorted(pieces, key=lambda piece: piece.start):
+        if start != end:
+            return False
+        end += len(target)
+    return end == torch.Size(incoming.shape).numel()
 
 
 class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import vllm
+from torch.multiprocessing.reductions import rebuild_cuda_tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -42,7 +43,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from rlvr.inference.engine import Transport, backend_name
 from rlvr.inference.in_place import Incoming, NotInPlace, Plan
 from rlvr.inference.orphans import end_with_owner
-from rlvr.weights import PARTS, Checksums, Entry, Fingerprint, Part, checksums, unpack
+from rlvr.weights import PARTS, Checksums, Entry, Fingerprint, Part, checksums, cut, unpack
 
 _BROKEN_ON_CPU = ("0.32.0",)
 
@@ -96,7 +97,7 @@ class _InPlace:
     def start_weight_update(self) -> None:
         if self.part == "policy":  # with which an update begins
             self._sums = {}
-        plan = self._plan
+        plan = self.plan
         if plan is not None and not plan.holds():
             del self._plans[self.part]
         model, found = self.model, Fingerprint()
@@ -106,7 +107,7 @@ class _InPlace:
                 found.add(name, tensor)
             return model.load_weights(weights)
 
-        plan = self._plan
+        plan = self.plan
         self._receiver = _Receiver(reload if plan is None else plan.load)
         if plan is None:
             self._sums[self.part] = lambda: found
@@ -119,13 +120,19 @@ class _InPlace:
         finally:
             self.model = model
 
+    def announced(self, update_info: Any) -> list[Incoming]:
+        """For a backend that receives by itself, without a model: what comes, which from here on counts as received."""
+        described = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
+        incoming = [Incoming(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in described]
+        self._receiver.received += incoming
+        return incoming
+
     def finish_weight_update(self) -> None:
-        part, plan, received = self.part, self._plan, self._receiver.received
+        part, plan, received = self.part, self.plan, self._receiver.received
         if plan is not None:
             names = [incoming.name for incoming in received]
             plan.check_complete(names)
             self._sums[part] = lambda: plan.fingerprint(names)
-            self._let_go()
             return
         super().finish_weight_update()  # type: ignore[misc]
         if part not in self._plans:
@@ -135,12 +142,10 @@ class _InPlace:
                 self._plans[part] = reason
 
     @property
-    def _plan(self) -> Plan | None:
+    def plan(self) -> Plan | None:
+        """By which the update under way is loaded in place."""
         plan = self._plans.get(self.part)
         return plan if isinstance(plan, Plan) else None
-
-    def _let_go(self) -> None:
-        """What a backend's `finish_weight_update` does beside the reload."""
 
 
 @dataclass
@@ -185,18 +190,80 @@ class MemoryTransferEngine(_InPlace, _MemoryTransferEngine):
 
 
 class NcclTransferEngine(_InPlace, NCCLWeightTransferEngine):
-    """vLLM's own, between GPUs. It can meet the learner again, in another group than before."""
+    """vLLM's own, between GPUs. It can meet the learner again, in another group than before.
+
+    In place it receives by itself: vLLM's loop waits for each buffer on the host and makes views of every tensor in it,
+    which together takes longer than the transfer. Here the GPU is told once when to receive and when to copy what.
+    """
+
+    _buffers: list[torch.Tensor] | None = None
+    _streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None  # to receive, and to copy
 
     def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
         self.shutdown()
         super().init_transfer_engine(init_info)
 
+    def receive_weights(self, update_info: Any) -> None:
+        plan = self.plan
+        if plan is None:
+            super().receive_weights(update_info)
+            return
+        cuts = cut(self.announced(update_info), lambda each: each.num_bytes, self.packed_buffer_size_bytes)
+        buckets = [(bucket, sum(each.num_bytes for each in bucket)) for bucket in cuts]
+        if self._streams is None:
+            self._streams = (torch.cuda.Stream(), torch.cuda.Stream())  # type: ignore[no-untyped-call]
+        receiving, copying = self._streams
+        buffers = self._buffers_for(max(size for _, size in buckets))
+        copying.wait_stream(torch.cuda.current_stream())  # on which the model may still be read
+        copied: list[torch.cuda.Event | None] = [None] * len(buffers)  # when each buffer was last read
+        for number, (bucket, size) in enumerate(buckets):
+            slot = number % len(buffers)
+            packed = buffers[slot][:size]
+            if (free := copied[slot]) is not None:
+                receiving.wait_event(free)
+            self.model_update_group.broadcast(packed, src=0, stream=receiving)
+            copying.wait_event(receiving.record_event())
+            with torch.cuda.stream(copying):
+                plan.load_packed(bucket, packed)
+            copied[slot] = copying.record_event()
+        copying.synchronize()
+
+    def _buffers_for(self, num_bytes: int) -> list[torch.Tensor]:
+        """As many as the transfer has, of at least that size each; kept for the next update."""
+        if self._buffers is None or len(self._buffers[0]) < num_bytes:
+            self._buffers = None
+            self._buffers = [
+                torch.empty(num_bytes, dtype=torch.uint8, device=self.device) for _ in range(self.packed_num_buffers)
+            ]
+        return self._buffers
+
 
 class IpcTransferEngine(_InPlace, IPCWeightTransferEngine):
-    """vLLM's own, within a GPU."""
+    """vLLM's own, within a GPU. In place it copies out of the learner's memory, without a copy in between.
 
-    def _let_go(self) -> None:
-        self._packed_importer.close()
+    A mapping of that memory is let go only when the next one stands, or the driver would make it anew each time.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._mapped: dict[Part, torch.Tensor] = {}
+
+    def receive_weights(self, update_info: Any) -> None:
+        plan = self.plan
+        if plan is None:
+            super().receive_weights(update_info)
+            return
+        announced = self.announced(update_info)
+        uuid = str(torch.cuda.get_device_properties(self.device.index).uuid)
+        handle = list(update_info.ipc_handles[uuid])
+        handle[6] = self.device.index  # of this process
+        self._mapped[self.part] = packed = rebuild_cuda_tensor(*handle)  # type: ignore[no-untyped-call]
+        plan.load_packed(announced, packed[: sum(each.num_bytes for each in announced)])
+        torch.cuda.current_stream().synchronize()
+
+    def shutdown(self) -> None:
+        self._mapped.clear()
+        super().shutdown()
 
 
 _BACKENDS: dict[Transport, type[WeightTransferEngine[Any, Any]]] = {

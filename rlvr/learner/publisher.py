@@ -7,7 +7,7 @@ any more, and the optimizer steps only then.
 
 from __future__ import annotations
 
-import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -27,17 +27,19 @@ from rlvr.weights import (
     Part,
     Weights,
     checksums,
+    cut,
     description,
     fingerprints,
     pack,
     part_of,
 )
 
-# Sent at once, and held twice while sending: a larger single tensor makes a bucket of its own.
-BROADCAST_BYTES = 512 * 2**20
+# A bucket is sent once it holds more than this, and two of them are held on either side.
+BROADCAST_BYTES = 256 * 2**20
 BROADCAST_BUFFERS = 2
 # What was being sent ends within this once its group is gone.
 ABANDON_SECONDS = 30.0
+_SECONDS_BETWEEN_LOOKS = 0.001
 
 Stream = Callable[[], Iterator[tuple[str, Tensor]]]  # whole tensors, in place, one bucket at a time; a collective
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
@@ -138,22 +140,24 @@ class IpcPublisher(Publisher):
 class NcclPublisher(Publisher):
     """Rank 0 broadcasts to all engines at once, out of the parameters themselves, bucket by bucket.
 
-    Where they lie whole (ZeRO 0 to 2) a thread sends, on streams of its own, under the next step's forward and backward
-    passes. Under ZeRO-3 each bucket must be gathered, in step with the other ranks, so the next step waits.
+    Where they lie whole (ZeRO 0 to 2) `send` only queues what the GPU is to pack and send, on streams of its own, under
+    the next step's forward and backward passes. No thread does it: it would wait for Python's lock while those passes
+    are launched. Under ZeRO-3 each bucket must be gathered, in step with the other ranks, so the next step waits.
     """
 
     def __init__(self, parameters: NamedParameters, stream: Stream, *, rank: int, partitioned: bool) -> None:
         super().__init__(parameters, stream, rank=rank)
         self._partitioned = partitioned
         self._group: Any = None
-        self._sending: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._buffers: list[Tensor] = []
+        self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None  # to pack, and to send
+        self._sent: torch.cuda.Event | None = None
 
     def connect(self, *, master_addr: str, master_port: int, num_engines: int) -> None:
         if self.rank == 0:
             from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
 
-            self._forget_what_was_sent()
+            self._wait("the learner's sending to end with its group", ABANDON_SECONDS)
             self._group = stateless_init_process_group(
                 master_addr, master_port, 0, 1 + num_engines, torch.cuda.current_device()
             )
@@ -162,13 +166,6 @@ class NcclPublisher(Publisher):
         # What is under way in the group, kernels included, ends with it, whoever waits for them.
         if self._group is not None:
             self._group.destroy()
-
-    def _forget_what_was_sent(self) -> None:
-        if self._sending is not None:
-            self._sending.join(ABANDON_SECONDS)
-            if self._sending.is_alive():
-                raise DeadlineExceeded("the learner's sending to end with its group", ABANDON_SECONDS)
-        self._sending = self._error = None  # an error of its end as well
 
     def offer(self, version: int) -> BroadcastWeights | None:
         infos: Offer = {part: _described(parameters) for part, parameters in _by_part(self.parameters).items()}
@@ -182,37 +179,62 @@ class NcclPublisher(Publisher):
                 sums[part_of(name)].add(name, tensor)
                 yield name, tensor
 
-        if self._partitioned:
-            tensors = noting()
-            try:
+        tensors = noting()
+        try:
+            if self._partitioned:
                 self._broadcast(tensors)
-            except Exception as error:
-                for _ in tensors:  # the other ranks gather to the end
-                    pass
-                raise WeightSyncError(f"the learner could not send its weights: {error!r}") from error
-        elif self.rank == 0:
-            torch.cuda.synchronize()  # what the last step wrote must be there for streams that did not see it happen
-            self._sending = threading.Thread(target=self._send_aside, name="weight-sync", daemon=True)
-            self._sending.start()
-            for _ in noting():  # meanwhile: the engines' requests wait for the thread, and for the sums nobody
+            elif self.rank == 0:
+                self._queue()
+        except Exception as error:
+            for _ in tensors:  # the other ranks gather to the end
                 pass
-        return checksums(sums) if self.rank == 0 else None
+            raise WeightSyncError(f"the learner could not send its weights: {error!r}") from error
+        if self.rank > 0:
+            return None
+        for _ in tensors:  # meanwhile: the engines' requests wait for what is sent, and for the sums nobody
+            pass
+        return checksums(sums)
 
     def wait(self, seconds: float) -> None:
-        if self._sending is None:
-            return
-        self._sending.join(seconds)
-        if self._sending.is_alive():
-            raise DeadlineExceeded("the engines to receive what the learner sends", seconds)
-        self._sending = None
-        if self._error is not None:
-            raise WeightSyncError(f"the learner could not send its weights: {self._error!r}") from self._error
+        self._wait("the engines to receive what the learner sends", seconds)
 
-    def _send_aside(self) -> None:
-        try:
-            self._broadcast(self.stream())
-        except Exception as error:
-            self._error = error
+    def _wait(self, waited_for: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._sent is not None and not self._sent.query():  # type: ignore[no-untyped-call]
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(waited_for, seconds)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        self._sent = None
+
+    def _queue(self) -> None:
+        # What the last step wrote must be there for streams that did not see it happen.
+        torch.cuda.synchronize()
+        if self._streams is None:
+            # Before all else that the GPU has to do, or the engines' requests wait for it.
+            self._streams = (torch.cuda.Stream(priority=-1), torch.cuda.Stream(priority=-1))  # type: ignore[no-untyped-call]
+        packing, sending = self._streams
+        left: list[torch.cuda.Event | None] = [None] * BROADCAST_BUFFERS  # when each buffer was last sent
+        for number, (tensors, size) in enumerate(self._buckets()):
+            slot = number % BROADCAST_BUFFERS
+            buffer = self._buffers[slot][:size]
+            if (sent := left[slot]) is not None:
+                packing.wait_event(sent)
+            with torch.cuda.stream(packing):
+                torch.cat(tensors, out=buffer)
+            sending.wait_event(packing.record_event())
+            self._group.broadcast(buffer, src=0, stream=sending)
+            left[slot] = self._sent = sending.record_event()
+
+    def _buckets(self) -> list[tuple[list[Tensor], int]]:
+        """Tensors as flat bytes, and how many; an engine cuts by its own list, so policy and draft never share one."""
+        found = []
+        for parameters in _by_part(self.parameters).values():
+            flat = (parameter.detach().contiguous().view(-1).view(torch.uint8) for _, parameter in parameters)
+            found += [(bucket, sum(map(len, bucket))) for bucket in cut(flat, len, BROADCAST_BYTES)]
+        if not self._buffers:
+            largest, device = max(size for _, size in found), self.parameters[0][1].device
+            self._buffers = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(BROADCAST_BUFFERS)]
+        return found
 
     def _broadcast(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
         if self.rank > 0:
@@ -221,7 +243,6 @@ class NcclPublisher(Publisher):
             return
         from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
-        # An engine cuts buckets by its own list, so policy and draft never share one.
         counts = [len(parameters) for parameters in _by_part(self.parameters).values()]
         for count in counts:
             packed_nccl_broadcast_producer(

@@ -10,6 +10,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlvr.inference.engine import environment_variables
 from rlvr.learner.model import PolicyModel
 from rlvr.weights import Checksums, Part, pack, part_of
+from tests.fake_cuda import pretend
 from tests.tiny import write_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -208,6 +210,70 @@ def test_the_checksum_is_that_of_the_live_parameters(folders: dict[str, Path]) -
     row = subject.model.model.layers[1].mlp.gate_up_proj.weight.data[130]  # of up_proj, stacked under gate_proj
     row[[3, 4]] = row[[4, 3]]
     assert plan.fingerprint(names).checksum() != right
+
+
+# --- from a learner's GPU, which a fake group stands for
+
+
+class Loopback:
+    """A group of one sender and one receiver, whose broadcasts meet in their order."""
+
+    def __init__(self) -> None:
+        self.sent: list[torch.Tensor] = []
+
+    def broadcast(self, tensor: torch.Tensor, *, src: int, stream: Any = None) -> None:
+        self.sent.append(tensor.clone())
+
+    def receiver(self) -> Any:
+        class Receiver:
+            @staticmethod
+            def broadcast(tensor: torch.Tensor, *, src: int, stream: Any = None) -> None:
+                tensor.copy_(self.sent.pop(0))
+
+            @staticmethod
+            def destroy() -> None:
+                pass
+
+        return Receiver()
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 5_000, 30_000, 10**9])
+@pytest.mark.parametrize("case", CASES)
+def test_what_the_learner_queues_is_what_an_engine_loads_whatever_the_buckets(
+    case: str, bucket_bytes: int, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlvr.inference.vllm_extension import NcclTransferEngine
+    from rlvr.learner.publisher import NcclPublisher
+
+    pretend(monkeypatch)
+    monkeypatch.setattr("rlvr.learner.publisher.BROADCAST_BYTES", bucket_bytes)
+    name, part = CASES[case]
+    subject, reloaded = Subject(folders[name], part), Subject(folders[name], part)
+    weights = checkpoint(folders[name], part, 0)
+    subject.update(weights)
+    reloaded.update(weights)
+    group, transfer = Loopback(), subject.transfer
+    transfer.__class__ = NcclTransferEngine
+    transfer.model_update_group = group.receiver()
+    transfer.packed_buffer_size_bytes, transfer.packed_num_buffers = bucket_bytes, 2
+    for seed in range(1, 4):
+        weights = checkpoint(folders[name], part, seed)
+        parameters = [(name, torch.nn.Parameter(tensor)) for name, tensor in weights]
+        publisher = NcclPublisher(parameters, lambda sent=parameters: iter(sent), rank=0, partitioned=False)
+        publisher._group = group
+        offered = publisher.offer(seed)
+        assert offered is not None
+        assert publisher.send() == published(weights)
+        publisher.wait(1)
+        transfer.start_weight_update()
+        with offered.offer() as infos:
+            transfer.receive_weights(SimpleNamespace(**infos[part]))
+        transfer.finish_weight_update()
+        assert group.sent == []
+        assert transfer.checksums() == published(weights)
+        reloaded.transfer._plans = {part: _REFUSED}
+        reloaded.update(weights)
+        assert subject.bits() == reloaded.bits()
 
 
 # --- what is not in place

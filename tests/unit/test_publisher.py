@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,30 +12,36 @@ from rlvr.errors import DeadlineExceeded, WeightSyncError
 from rlvr.learner.publisher import NcclPublisher
 from rlvr.weights import DRAFT_PREFIX, fingerprints, part_of
 from rlvr.weights import checksums as checksums_of
+from tests.fake_cuda import FakeStream, pretend
 
 NAMES = ("model.a", "model.b", f"{DRAFT_PREFIX}0.c")
 PARAMETERS = [(name, torch.nn.Parameter(torch.full((3,), float(i)))) for i, name in enumerate(NAMES)]
+SENT = [parameter.detach().numpy().tobytes() for _, parameter in PARAMETERS]
 VLLM = "vllm.distributed.weight_transfer"
 
 
 class FakeGroup:
-    """What a communicator does to its sender: blocks it at tensor number `stops_at`, until it is destroyed."""
+    """A communicator, to its sender. From bucket number `stops_at` on nobody receives, or it raises `error`."""
 
     def __init__(self, stops_at: int | None = None, error: Exception | None = None) -> None:
-        self.received: list[str] = []
-        self.blocked, self._destroyed = threading.Event(), threading.Event()
-        self._stops_at, self._error = stops_at, error
+        self.received: list[bytes] = []
+        self.destroyed = False
+        self._stops_at, self._error, self._asked = stops_at, error, 0
 
-    def receive(self, name: str) -> None:
-        if len(self.received) == self._stops_at:
-            self.blocked.set()
-            if self._error is None:
-                assert self._destroyed.wait(30), "nobody destroyed the group"
-            raise self._error or RuntimeError("the group is gone")
-        self.received.append(name)
+    def broadcast(self, tensor: torch.Tensor, *, src: int, stream: FakeStream | None = None) -> None:
+        assert src == 0
+        self._asked += 1
+        if len(self.received) != self._stops_at:
+            self.received.append(tensor.numpy().tobytes())
+        elif self._error is not None:
+            raise self._error
+
+    def over(self) -> bool:
+        """Whether what was asked of it is done, or nobody does it any more."""
+        return self.destroyed or self._asked == len(self.received)
 
     def destroy(self) -> None:
-        self._destroyed.set()
+        self.destroyed = True
 
 
 @pytest.fixture
@@ -44,18 +49,18 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., NcclPublisher]:
     """A publisher that has met a group; only the calls to CUDA and NCCL are replaced."""
 
     def produce(*, iterator: Iterator[tuple[str, torch.Tensor]], group: FakeGroup, **_: Any) -> None:
-        for name, _tensor in iterator:
-            group.receive(name)
+        for _name, tensor in iterator:
+            group.broadcast(tensor, src=0)
 
     groups: list[FakeGroup] = []
     monkeypatch.setattr(f"{VLLM}.packed_tensor.packed_nccl_broadcast_producer", produce)
     monkeypatch.setattr(f"{VLLM}.nccl_common.stateless_init_process_group", lambda *_: groups[-1])
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr("rlvr.learner.publisher.BROADCAST_BYTES", 1)  # so that each tensor is a bucket
+    pretend(monkeypatch, lambda: all(group.over() for group in groups))
 
     def meet(group: FakeGroup, publisher: NcclPublisher | None = None, *, partitioned: bool = False) -> NcclPublisher:
-        groups.append(group)
         publisher = publisher or NcclPublisher(PARAMETERS, stream, rank=0, partitioned=partitioned)
+        groups.append(group)
         publisher.connect(master_addr="here", master_port=1, num_engines=2)
         return publisher
 
@@ -78,8 +83,7 @@ def test_a_sender_that_is_blocked_ends_with_its_group_and_the_version_goes_whole
     stuck, whole = FakeGroup(stops_at=1), FakeGroup()
     publisher = meet(stuck)
     publisher.offer(3)
-    publisher.send()
-    assert stuck.blocked.wait(30)
+    assert publisher.send() == published()
     with pytest.raises(DeadlineExceeded, match="the engines to receive what the learner sends"):
         publisher.wait(0.01)
     publisher.abandon()
@@ -87,14 +91,24 @@ def test_a_sender_that_is_blocked_ends_with_its_group_and_the_version_goes_whole
     publisher.offer(3)
     assert publisher.send() == published()
     publisher.wait(30)
-    assert whole.received == list(NAMES)
+    assert whole.received == SENT
 
 
-def test_a_sender_that_fails_says_so_before_the_weights_change(meet: Callable[..., NcclPublisher]) -> None:
-    publisher = meet(FakeGroup(stops_at=2, error=RuntimeError("NCCL error")))
+def test_what_outlives_its_group_is_waited_for_before_another_is_met(
+    meet: Callable[..., NcclPublisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlvr.learner.publisher.ABANDON_SECONDS", 0.01)
+    publisher = meet(FakeGroup(stops_at=1))
     publisher.send()
+    with pytest.raises(DeadlineExceeded, match="the learner's sending to end with its group"):
+        meet(FakeGroup(), publisher)
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_a_sender_that_fails_says_so(partitioned: bool, meet: Callable[..., NcclPublisher]) -> None:
+    publisher = meet(FakeGroup(stops_at=2, error=RuntimeError("NCCL error")), partitioned=partitioned)
     with pytest.raises(WeightSyncError, match="could not send its weights: RuntimeError\\('NCCL error'\\)"):
-        publisher.wait(30)
+        publisher.send()
 
 
 def test_a_rank_that_cannot_send_still_gathers_to_the_end_with_the_others(meet: Callable[..., NcclPublisher]) -> None:
@@ -104,7 +118,7 @@ def test_a_rank_that_cannot_send_still_gathers_to_the_end_with_the_others(meet: 
     assert list(NAMES) == STREAMED
     whole = FakeGroup()
     assert meet(whole, publisher).send() == published()
-    assert whole.received == list(NAMES)
+    assert whole.received == SENT
 
 
 def published() -> Any:
