@@ -9,9 +9,11 @@ FlashAttention 2 that torch brings; elsewhere sequences are padded.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -19,7 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+logger = logging.getLogger(__name__)
+
 IMPLEMENTATION = "rlvr_packed"
+_FA4_LARGEST_HEAD = 128  # on every GPU that it is made for
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +72,22 @@ def packed_attention(
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     attend = _attend_padded
     if query.is_cuda and query.dtype != torch.float32:
-        attend = _attend_fa4 if has_fa4() else _attend_varlen
+        attend = _attend_fa4 if query.shape[2] <= _FA4_LARGEST_HEAD and has_fa4() else _attend_varlen
     return attend(query, key, value, packing, scaling)[None], None
 
 
 @cache
 def has_fa4() -> bool:
-    """Whether FlashAttention 4 is installed, and this process's GPU a Hopper or a datacenter Blackwell."""
+    """Whether FlashAttention 4 is installed and can be used here, on a Hopper or a datacenter Blackwell."""
     if torch.cuda.get_device_capability()[0] not in (9, 10):
         return False
     try:
+        version("flash-attn-4")
         _fa4()
-    except ImportError:
+    except PackageNotFoundError:
+        return False
+    except Exception as error:  # whatever its import runs into: half the speed is better than no run
+        logger.warning("flash-attn-4 is installed but cannot be used, so attention is FlashAttention 2's: %r", error)
         return False
     return True
 

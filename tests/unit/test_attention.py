@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 from typing import Any
 
@@ -86,3 +87,30 @@ def test_flash_attention_4_is_asked_for_what_padded_attention_computes(
         results.append([output, *(leaf.grad for leaf in leaves)])
     for exact, found in zip(*results, strict=True):
         torch.testing.assert_close(found, exact, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("capability", "installed", "imports", "expected"),
+    [(8, True, True, False), (9, False, True, False), (9, True, False, False), (9, True, True, True)],
+    ids=["an older GPU", "not installed", "installed, but broken", "there"],
+)
+def test_flash_attention_4_is_used_where_it_works_and_a_broken_one_is_told(
+    capability: int, installed: bool, imports: bool, expected: bool, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def version(name: str) -> str:
+        assert name == "flash-attn-4"
+        if not installed:
+            raise PackageNotFoundError
+        return "4.0"
+
+    def kernels() -> None:
+        if not imports:
+            raise ImportError("No module named 'cutlass.cute'")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
+    monkeypatch.setattr(attention, "version", version)
+    monkeypatch.setattr(attention, "_fa4", kernels)
+    assert attention.has_fa4.__wrapped__() is expected
+    told = "installed but cannot be used, so attention is FlashAttention 2's: ImportError" in caplog.text
+    assert told == (capability == 9 and installed and not imports)
