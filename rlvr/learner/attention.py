@@ -140,9 +140,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     query, key, value, cu_seqlens, output, log_sum = ctx.saved_tensors
-    grads = _fa4_backward(
-        grad.contiguous(), query, key, value, output, log_sum, cu_seqlens, ctx.longest, ctx.scaling
-    )
+    grads = _fa4_backward(grad.contiguous(), query, key, value, output, log_sum, cu_seqlens, ctx.longest, ctx.scaling)
     return *grads, None, None, None
 
 
