@@ -15,6 +15,7 @@ from typing import Any
 from rlvr.config import RunConfig
 from rlvr.errors import ConfigError, RlvrError
 from rlvr.interfaces import Environment
+from rlvr.mimo import readable
 from rlvr.report import Reporter
 from rlvr.run_folder import RunFolder
 from rlvr.tasks import Member, make_members
@@ -97,7 +98,7 @@ def policy_folder(config: RunConfig, environments: Sequence[Environment], report
         from rlvr.starter.build import build_starter
 
         return str(build_starter(environments, seed=config.run.seed, progress=reporter.progress))
-    return str(Path(config.policy.path).absolute())
+    return str(readable(Path(config.policy.path).absolute()))
 
 
 def check_policy(config: RunConfig, folder: Path) -> int:
