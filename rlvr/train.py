@@ -15,7 +15,7 @@ from typing import Any
 from rlvr.config import RunConfig
 from rlvr.errors import ConfigError, RlvrError
 from rlvr.interfaces import Environment
-from rlvr.mimo import readable
+from rlvr.published import readable
 from rlvr.report import Reporter
 from rlvr.run_folder import RunFolder
 from rlvr.tasks import Member, make_members
@@ -119,7 +119,7 @@ def check_policy(config: RunConfig, folder: Path) -> int:
             if value:
                 raise ConfigError(
                     f"{setting} = {str(value).lower()} needs MTP weights, and policy.path = {str(folder)!r} has none "
-                    f"(no model.mtp_layers.* tensors); set {setting} = {way_out}, or choose a policy with an MTP layer"
+                    f"(no model.mtp_layers.* or mtp.* tensors); set {setting} = {way_out}, or choose a policy with an MTP layer"
                 )
     tokenizer = load_tokenizer(folder)
     limited = [

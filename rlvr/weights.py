@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 Part = Literal["policy", "draft"]
 PARTS: tuple[Part, Part] = ("policy", "draft")
-# Checkpoints name the tensors of the MTP layers so (MiMo's names, which vLLM's draft model reads).
+# Checkpoints name the tensors of the MTP layers so: MiMo's, and Qwen3.5's. vLLM's draft models read these names.
 DRAFT_PREFIX = "model.mtp_layers."
+_DRAFT_PREFIXES = (DRAFT_PREFIX, "mtp.")
 _ALIGNMENT = 64
 
 
@@ -72,7 +73,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PackedWeights:
-    """`buffer` (uint8) holds every tensor of `manifest`; draft tensors are those under `DRAFT_PREFIX`."""
+    """`buffer` (uint8) holds every tensor of `manifest`; `part_of` tells which are the draft's."""
 
     version: int
     manifest: tuple[Entry, ...]
@@ -137,7 +138,7 @@ class BroadcastWeights:
 
 def part_of(name: str) -> Part:
     """Which model of an engine a tensor belongs to."""
-    return "draft" if name.startswith(DRAFT_PREFIX) else "policy"
+    return "draft" if name.startswith(_DRAFT_PREFIXES) else "policy"
 
 
 def description(entries: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> dict[str, list[Any]]:

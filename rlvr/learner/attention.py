@@ -10,8 +10,9 @@ FlashAttention 2 that torch brings; elsewhere sequences are padded.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -45,6 +46,16 @@ class Packing:
         max_length = int(lengths.max())
         sequence = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
         return cls(cu_seqlens, max_length, sequence * max_length + position_ids)
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """[num_tokens, ...] -> [num_sequences, max_length, ...], zeros behind each sequence."""
+        num_sequences = len(self.cu_seqlens) - 1
+        grid = rows.new_zeros(num_sequences * self.max_length, *rows.shape[1:]).index_copy(0, self.slots, rows)
+        return grid.view(num_sequences, self.max_length, *rows.shape[1:])
+
+    def unpad(self, grid: Tensor) -> Tensor:
+        """The tokens of what `pad` made."""
+        return grid.flatten(0, 1)[self.slots]
 
 
 def packed_attention(
@@ -169,16 +180,26 @@ def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, 
 
 def _attend_padded(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
     """Pad every sequence to the longest, attend, gather back; [tokens, heads, size] in and out."""
-    num_sequences, length = len(packing.cu_seqlens) - 1, packing.max_length
-
-    def pad(rows: Tensor) -> Tensor:
-        grid = rows.new_zeros(num_sequences * length, *rows.shape[1:]).index_copy(0, packing.slots, rows)
-        return grid.view(num_sequences, length, *rows.shape[1:]).transpose(1, 2)
-
+    q, k, v = (packing.pad(rows).transpose(1, 2) for rows in (query, key, value))
     output: Tensor = F.scaled_dot_product_attention(
-        pad(query), pad(key), pad(value), is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        q, k, v, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
-    return output.transpose(1, 2).flatten(0, 1)[packing.slots]
+    return packing.unpad(output.transpose(1, 2))
+
+
+def keep_sequences_apart(policy: torch.nn.Module) -> None:
+    """Let linear-attention layers (Qwen3.5's gated delta net) start anew with each sequence of a packed row.
+
+    They are called with the sequences padded behind, which no token sees: transformers' own code for packed rows needs
+    kernels that are not installed everywhere, and without them runs one sequence into the next.
+    """
+    for layer in policy.modules():
+        if (mixer := getattr(layer, "linear_attn", None)) is not None:
+            mixer.forward = partial(_apart, mixer.forward)
+
+
+def _apart(forward: Callable[..., Tensor], hidden_states: Tensor, *, packing: Packing, **unused: Any) -> Tensor:
+    return packing.unpad(forward(hidden_states=packing.pad(hidden_states[0])))[None]
 
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from rlvr.errors import ConfigError
-from rlvr.learner.attention import IMPLEMENTATION, Packing
-from rlvr.learner.mtp import CHECKPOINT_PREFIX, MtpLayer
+from rlvr.learner.attention import IMPLEMENTATION, Packing, keep_sequences_apart
+from rlvr.learner.mtp import MTP_LAYERS, AnyMtpLayer
 from rlvr.types import MicroBatch
+from rlvr.weights import part_of
 
 ROWS_AT_ONCE = 4096
 _BLOCK = 128
@@ -52,13 +53,14 @@ class PolicyOutput(NamedTuple):
 class PolicyModel(nn.Module):
     """A Hugging Face causal language model with its head taken apart, and maybe an MTP layer."""
 
-    def __init__(self, policy: Any, mtp: MtpLayer | None = None) -> None:
+    def __init__(self, policy: Any, mtp: AnyMtpLayer | None = None) -> None:
         """`policy` runs `rlvr_packed` attention; its head is replaced by one that never makes all logits at once."""
         super().__init__()
         head = policy.get_output_embeddings()
         if getattr(head, "bias", None) is not None:
             raise ConfigError(f"{type(policy).__name__} has a bias in its output head; choose a policy without one")
         policy.lm_head = TokenScores(head.weight)
+        keep_sequences_apart(policy)
         self.policy = policy
         self.mtp = mtp
 
@@ -73,12 +75,14 @@ class PolicyModel(nn.Module):
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if not has_mtp(folder):
             return cls(policy)
-        if policy.config.model_type != "qwen2":
+        kind = MTP_LAYERS.get(policy.config.model_type)
+        if kind is None:
+            known = ", ".join(MTP_LAYERS)
             raise ConfigError(
-                f"policy {str(folder)!r}: MTP layers are known for qwen2, not {policy.config.model_type!r}"
+                f"policy {str(folder)!r}: MTP layers are known for {known}, not {policy.config.model_type!r}"
             )
-        mtp = MtpLayer(policy.config).to(dtype)
-        mtp.load_state_dict(dict(_read_tensors(folder, CHECKPOINT_PREFIX)))
+        mtp = kind(policy.config).to(dtype)
+        mtp.load_state_dict(dict(_read_tensors(folder, kind.checkpoint_prefix)))
         return cls(policy, mtp)
 
     def forward(self, micro_batch: MicroBatch, temperature: float, *, mtp_top_k: int = 0) -> PolicyOutput:
@@ -107,7 +111,8 @@ class PolicyModel(nn.Module):
         predictable = batch.position_ids[targets] >= 2
         drafts = None
         if self.mtp is not None and mtp_top_k > 0:
-            drafts = self.mtp(before_norm[0][0].detach(), embeddings.detach(), batch.position_ids, packing)
+            read = hidden if self.mtp.reads_normed else before_norm[0][0]
+            drafts = self.mtp(read.detach(), embeddings.detach(), batch.position_ids, packing)
             drafts = drafts[(targets - 2).clamp(min=0)]
         scores = self.policy.lm_head(
             hidden[targets - 1], batch.token_ids[targets], drafts, temperature=temperature, top_k=mtp_top_k
@@ -138,7 +143,7 @@ class PolicyModel(nn.Module):
         yield from self.policy.named_parameters()
         if self.mtp is not None:
             for name, parameter in self.mtp.named_parameters():
-                yield CHECKPOINT_PREFIX + name, parameter
+                yield self.mtp.checkpoint_prefix + name, parameter
 
     def save(
         self,
@@ -159,8 +164,10 @@ class PolicyModel(nn.Module):
         config = self.policy.config.to_dict() | {
             "dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch.")
         }
-        if self.mtp is not None:
-            # vLLM picks its classes by these two; model_type stays qwen2, so that no remote code is asked for.
+        # vLLM picks its classes by these; model_type stays qwen2, so that no remote code is asked for.
+        if config["model_type"] == "qwen3_5_text":
+            config |= {"architectures": ["Qwen3_5ForCausalLM"], "mtp_num_hidden_layers": int(self.mtp is not None)}
+        elif self.mtp is not None:
             config |= {"architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if companions is not None and Path(companions).resolve() != folder.resolve():
@@ -320,7 +327,7 @@ def _chunks(num_rows: int) -> Iterator[slice]:
 
 def has_mtp(folder: str | Path) -> bool:
     """Whether the checkpoint carries an MTP layer, from its index or safetensors header alone."""
-    return any(name.startswith(CHECKPOINT_PREFIX) for name in _tensor_files(Path(folder)))
+    return any(part_of(name) == "draft" for name in _tensor_files(Path(folder)))
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:

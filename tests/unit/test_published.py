@@ -1,4 +1,4 @@
-"""A MiMo as it is published trains as the Qwen2 with an MTP layer that it is."""
+"""A MiMo as it is published trains as the Qwen2 with an MTP layer that it is; a Qwen3.5 as its text model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from rlvr.errors import ConfigError
 from rlvr.learner.model import PolicyModel
-from rlvr.mimo import readable
+from rlvr.published import readable
 from rlvr.tokenizer import load_tokenizer
-from tests.tiny import write_checkpoint
+from tests.tiny import add_vision, write_checkpoint, write_qwen35
 
 
 @pytest.fixture
@@ -72,9 +74,9 @@ def test_any_other_checkpoint_is_read_where_it_lies(plain: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"num_nextn_predict_layers": 3}, "num_nextn_predict_layers = 3; rlvr trains those with 1"),
-        ({"attention_bias": False}, "attention_bias = false; rlvr trains those with true"),
-        ({"use_sliding_window": True}, "use_sliding_window = true; rlvr trains those with false"),
+        ({"num_nextn_predict_layers": 3}, "num_nextn_predict_layers = 3 in its config.json; of its kind rlvr trains"),
+        ({"attention_bias": False}, "attention_bias = false .* those with true"),
+        ({"use_sliding_window": True}, "use_sliding_window = true .* those with false"),
     ],
 )
 def test_a_mimo_of_another_kind_is_refused_by_what_is_different(
@@ -82,3 +84,35 @@ def test_a_mimo_of_another_kind_is_refused_by_what_is_different(
 ) -> None:
     with pytest.raises(ConfigError, match=told):
         readable(publish(plain, **changes))
+
+
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Qwen3.5 with its vision tower, and the text model that it was made from beside it."""
+    monkeypatch.setenv("RLVR_CACHE", str(tmp_path / "cache"))
+    return add_vision(write_qwen35(tmp_path / "text", hybrid=True), tmp_path / "published")
+
+
+def test_a_published_qwen35_loads_as_its_text_model_layers_and_all(whole: Path) -> None:
+    folder = readable(whole)
+    assert readable(whole) == folder
+    policy, expected = (PolicyModel.load(each, dtype=torch.float32) for each in (folder, whole.parent / "text"))
+    named = dict(policy.named_weights())
+    assert named.keys() == dict(expected.named_weights()).keys()
+    for name, weight in expected.named_weights():
+        assert torch.equal(named[name], weight), name
+    assert load_tokenizer(folder).get_vocab() == load_tokenizer(whole).get_vocab()
+    written = [name for file in folder.glob("*.safetensors") for name in load_file(file)]
+    assert sorted(written) == sorted(named)
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model_type"], config["architectures"], config["mtp_num_hidden_layers"]) == (
+        "qwen3_5_text", ["Qwen3_5ForCausalLM"], 1,
+    )  # fmt: skip
+
+
+def test_a_copy_that_breaks_off_leaves_nothing_behind(whole: Path) -> None:
+    broken = whole / "model-00002-of-00002.safetensors"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(SafetensorError):
+        readable(whole)
+    assert list((whole.parent / "cache").iterdir()) == []
