@@ -119,7 +119,8 @@ def check_policy(config: RunConfig, folder: Path) -> int:
             if value:
                 raise ConfigError(
                     f"{setting} = {str(value).lower()} needs MTP weights, and policy.path = {str(folder)!r} has none "
-                    f"(no model.mtp_layers.* or mtp.* tensors); set {setting} = {way_out}, or choose a policy with an MTP layer"
+                    f"(no model.mtp_layers.* or mtp.* tensors); set {setting} = {way_out}, or choose a policy with an "
+                    "MTP layer"
                 )
     tokenizer = load_tokenizer(folder)
     limited = [
