@@ -20,11 +20,12 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from rlvr.inference.draft_schedule import DraftSchedule, as_schedule
 from rlvr.inference.engine import Engine, EngineSettings, environment_variables
-from rlvr.types import SamplingParams
+from rlvr.types import Completion, SamplingParams
 
 
 def main() -> None:
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--schedule", default="")
     parser.add_argument("--batches", type=int, nargs="+", help="default 1 16 64 256 512; on the CPU 1 4 16")
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3, help="of which the median counts")
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--cache-gib", type=int, default=8)
     parser.add_argument("--cpu", action="store_true", help="to try the program: float32, eager, a small cache")
@@ -116,32 +118,35 @@ async def measure(arguments: Any, folder: Path, drafts: str, before: dict[str, d
     costs = {size: [float(f"{cost:.4g}") for cost in of_size] for size, of_size in auto.costs.items()} if auto else {}
     found: dict[int, float] = {}
     for batch in arguments.batches:
-        for warm in (True, False):
-            tokens = 16 if warm else arguments.tokens
-            asked = prompts(folder, batch)
-            began = time.perf_counter()
-            completions = await asyncio.gather(
-                *(engine.sample(ids, SamplingParams(max_tokens=tokens)) for ids in asked)
-            )
-            seconds = time.perf_counter() - began
-            by_position = engine.acceptance_by_position()
-            if warm and auto is not None:
-                await auto.choose()
+        asked = prompts(folder, batch)
+        await one_round(engine, asked, 16)
+        engine.acceptance_by_position()
+        if auto is not None:
+            await auto.choose()
+        rounds = [await one_round(engine, asked, arguments.tokens) for _ in range(arguments.rounds)]
+        by_position = engine.acceptance_by_position()
+        completions = [completion for of_round, _ in rounds for completion in of_round]
         produced = sum(len(completion.token_ids) for completion in completions)
         drafted = sum(completion.num_draft_tokens for completion in completions)
         accepted = sum(completion.num_accepted_tokens for completion in completions)
-        speed = produced / seconds
-        found[batch] = speed
+        speeds = [sum(len(completion.token_ids) for completion in of_round) / seconds for of_round, seconds in rounds]
+        found[batch] = speed = median(speeds)
         first = next(iter(before.values()), found)[batch]
         report(
             program="gpu_mtp", policy=folder.name, drafts=drafts, batch=batch, eager=arguments.eager,
             schedule=as_schedule(auto.depths) if auto else arguments.schedule, step_seconds=costs,
-            tokens_per_second=speed, against_first=speed / first, tokens=produced,
-            acceptance=accepted / drafted if drafted else 0.0,
+            tokens_per_second=speed, rounds=[round(each) for each in sorted(speeds)], against_first=speed / first,
+            tokens=produced, acceptance=accepted / drafted if drafted else 0.0,
             by_position=[round(share, 4) for share in by_position], start_seconds=start_seconds, device=device(),
         )  # fmt: skip
     await engine.stop()
     return found
+
+
+async def one_round(engine: Engine, asked: Sequence[tuple[int, ...]], tokens: int) -> tuple[list[Completion], float]:
+    began = time.perf_counter()
+    completions = await asyncio.gather(*(engine.sample(ids, SamplingParams(max_tokens=tokens)) for ids in asked))
+    return completions, time.perf_counter() - began
 
 
 if __name__ == "__main__":
