@@ -105,7 +105,7 @@ class InferenceSection(Section):
     enforce_eager: bool | Literal["auto"] = Field("auto", description="auto: true on CPU, false on GPU")
     num_threads: PositiveInt = Field(1, description="CPU threads of one engine")
     probe_tolerance: PositiveFloat | None = Field(
-        None, description="largest log-probability difference to the learner after a sync; default 1e-3 in float32"
+        None, description="largest log-probability difference to the learner after a sync; default 2e-3 in float32"
     )
 
     @field_validator("draft_schedule", mode="wrap")

@@ -104,14 +104,14 @@ class Controller:
         self.workers = [
             WorkerHandle(index, config, source, self.engines) for index in range(config.rollout.num_workers)
         ]
-        # Rounding of two implementations alone: 3e-4 at most for 30 layers on a prompt of unlikely tokens.
+        # Rounding of two implementations alone makes 4e-4 of 30 layers, on a prompt of unlikely tokens.
         exact = config.inference.dtype == "float32" or config.inference.gpus_per_engine == 0
         self._fleet = Fleet(
             self.engines,
             self.workers,
             self.learner,
             probe_ids=tuple(random.Random(0).randrange(vocabulary_size) for _ in range(_PROBE_TOKENS)),
-            probe_tolerance=config.inference.probe_tolerance or (1e-3 if exact else 0.5),
+            probe_tolerance=config.inference.probe_tolerance or (2e-3 if exact else 0.5),
             sleep=config.inference.sleep != "never",
         )
 
