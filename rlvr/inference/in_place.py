@@ -120,7 +120,7 @@ class Plan:
             pairs = zip(announced, torch.split(packed, sizes), strict=True)
             self.load((each.name, rows.view(each.dtype).view(each.shape)) for each, rows in pairs)
         elif tiles:
-            # One view for all: by tensor, making views would take as long as copying what they show.
+            # One split for all: views tensor by tensor would cost Python's time while requests wait.
             torch._foreach_copy_(tiles, torch.split(packed.view(*dtypes), [len(tile) for tile in tiles]))
 
     def check_complete(self, loaded: Sequence[str]) -> None:

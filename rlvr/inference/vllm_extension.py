@@ -193,7 +193,7 @@ class NcclTransferEngine(_InPlace, NCCLWeightTransferEngine):
     """vLLM's own, between GPUs. It can meet the learner again, in another group than before.
 
     In place it receives by itself: vLLM's loop waits for each buffer on the host and makes views of every tensor in it,
-    which together takes longer than the transfer. Here the GPU is told once when to receive and when to copy what.
+    while requests stand still. Here the GPU is told once when to receive and when to copy what.
     """
 
     _buffers: list[torch.Tensor] | None = None
