@@ -150,18 +150,21 @@ def description(entries: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> di
     }
 
 
-def cut(items: Iterable[_T], num_bytes: Callable[[_T], int], limit: int) -> Iterator[list[_T]]:
-    """Consecutive items together, each time until they exceed `limit` bytes: where vLLM cuts a packed broadcast."""
+def cut(items: Iterable[_T], num_bytes: Callable[[_T], int], limit: int) -> Iterator[tuple[list[_T], int]]:
+    """Consecutive items together, each time until they exceed `limit` bytes, and how many they are.
+
+    So vLLM cuts a packed broadcast at both ends.
+    """
     bucket: list[_T] = []
     size = 0
     for item in items:
         bucket.append(item)
         size += num_bytes(item)
         if size > limit:
-            yield bucket
+            yield bucket, size
             bucket, size = [], 0
     if bucket:
-        yield bucket
+        yield bucket, size
 
 
 def pack(version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> PackedWeights:

@@ -66,9 +66,10 @@ class Plan:
         self._pieces = {incoming.name: (incoming, found) for incoming, found in pieces.items()}
         self._places = [(layer, name, getattr(layer, name).data_ptr()) for layer, name in parameters]
         # Of tensors that are filled in whole: the slices of parameters that take them, from first element to last.
+        in_order = {incoming: sorted(found, key=lambda piece: piece.start) for incoming, found in pieces.items()}
         self._tiles = {
-            incoming: [piece.target for piece in sorted(found, key=lambda piece: piece.start)]
-            for incoming, found in pieces.items()
+            incoming: [piece.target for piece in found]
+            for incoming, found in in_order.items()
             if _tiled(incoming, found)
         }
 
@@ -144,9 +145,9 @@ class Plan:
 
 
 def _tiled(incoming: Incoming, pieces: Sequence[Piece]) -> bool:
-    """Whether the pieces take every element of the tensor once."""
+    """Whether the pieces, in order, take every element of the tensor once."""
     end = 0
-    for target, start in sorted(pieces, key=lambda piece: piece.start):
+    for target, start in pieces:
         if start != end:
             return False
         end += len(target)

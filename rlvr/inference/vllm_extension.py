@@ -97,7 +97,7 @@ class _InPlace:
     def start_weight_update(self) -> None:
         if self.part == "policy":  # with which an update begins
             self._sums = {}
-        plan = self.plan
+        plan = self._plan
         if plan is not None and not plan.holds():
             del self._plans[self.part]
         model, found = self.model, Fingerprint()
@@ -107,13 +107,23 @@ class _InPlace:
                 found.add(name, tensor)
             return model.load_weights(weights)
 
-        plan = self.plan
+        plan = self._plan
         self._receiver = _Receiver(reload if plan is None else plan.load)
         if plan is None:
             self._sums[self.part] = lambda: found
             super().start_weight_update()  # type: ignore[misc]
 
     def receive_weights(self, update_info: Any) -> None:
+        if (plan := self._plan) is None:
+            self._receive_by_backend(update_info)
+        else:
+            self.receive_in_place(plan, update_info)
+
+    def receive_in_place(self, plan: Plan, update_info: Any) -> None:
+        """Receive and load by the plan, all of it done when this returns; here by the loop that the backend has."""
+        self._receive_by_backend(update_info)
+
+    def _receive_by_backend(self, update_info: Any) -> None:
         model, self.model = self.model, self._receiver
         try:
             super().receive_weights(update_info)  # type: ignore[misc]
@@ -128,7 +138,7 @@ class _InPlace:
         return incoming
 
     def finish_weight_update(self) -> None:
-        part, plan, received = self.part, self.plan, self._receiver.received
+        part, plan, received = self.part, self._plan, self._receiver.received
         if plan is not None:
             names = [incoming.name for incoming in received]
             plan.check_complete(names)
@@ -142,8 +152,7 @@ class _InPlace:
                 self._plans[part] = reason
 
     @property
-    def plan(self) -> Plan | None:
-        """By which the update under way is loaded in place."""
+    def _plan(self) -> Plan | None:
         plan = self._plans.get(self.part)
         return plan if isinstance(plan, Plan) else None
 
@@ -203,13 +212,8 @@ class NcclTransferEngine(_InPlace, NCCLWeightTransferEngine):
         self.shutdown()
         super().init_transfer_engine(init_info)
 
-    def receive_weights(self, update_info: Any) -> None:
-        plan = self.plan
-        if plan is None:
-            super().receive_weights(update_info)
-            return
-        cuts = cut(self.announced(update_info), lambda each: each.num_bytes, self.packed_buffer_size_bytes)
-        buckets = [(bucket, sum(each.num_bytes for each in bucket)) for bucket in cuts]
+    def receive_in_place(self, plan: Plan, update_info: Any) -> None:
+        buckets = list(cut(self.announced(update_info), lambda each: each.num_bytes, self.packed_buffer_size_bytes))
         if self._streams is None:
             self._streams = (torch.cuda.Stream(), torch.cuda.Stream())  # type: ignore[no-untyped-call]
         receiving, copying = self._streams
@@ -248,11 +252,7 @@ class IpcTransferEngine(_InPlace, IPCWeightTransferEngine):
         super().__init__(*args, **kwargs)
         self._mapped: dict[Part, torch.Tensor] = {}
 
-    def receive_weights(self, update_info: Any) -> None:
-        plan = self.plan
-        if plan is None:
-            super().receive_weights(update_info)
-            return
+    def receive_in_place(self, plan: Plan, update_info: Any) -> None:
         announced = self.announced(update_info)
         uuid = str(torch.cuda.get_device_properties(self.device.index).uuid)
         handle = list(update_info.ipc_handles[uuid])

@@ -227,10 +227,10 @@ class NcclPublisher(Publisher):
 
     def _buckets(self) -> list[tuple[list[Tensor], int]]:
         """Tensors as flat bytes, and how many; an engine cuts by its own list, so policy and draft never share one."""
-        found = []
+        found: list[tuple[list[Tensor], int]] = []
         for parameters in _by_part(self.parameters).values():
             flat = (parameter.detach().contiguous().view(-1).view(torch.uint8) for _, parameter in parameters)
-            found += [(bucket, sum(map(len, bucket))) for bucket in cut(flat, len, BROADCAST_BYTES)]
+            found += cut(flat, len, BROADCAST_BYTES)
         if not self._buffers:
             largest, device = max(size for _, size in found), self.parameters[0][1].device
             self._buffers = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(BROADCAST_BUFFERS)]
