@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--accuracy", type=float, required=True)
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2, 4])
     parser.add_argument("--folder", type=Path, default=Path("runs/bench/async"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # settings may stand behind options
     first: float | None = None
     for staleness in arguments.staleness:
         name = f"staleness-{staleness}"

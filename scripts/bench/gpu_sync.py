@@ -55,9 +55,14 @@ def main() -> None:
 async def measure(arguments: Any, config: Any, folder: str) -> None:
     placement = Placement(config)
     engine, learner = EngineHandle(0, config, folder, placement), LearnerHandle(config, folder, placement)
-    await engine.start(0)
-    await learner.start(None)
-    await learner.connect([engine])
+    began = time.perf_counter()
+    for part, starting in (
+        ("engine", engine.start(0)),
+        ("learner", learner.start(None)),
+        ("connection", learner.connect([engine])),
+    ):
+        await starting
+        print(f"{part} there after {time.perf_counter() - began:.1f} s", flush=True)
 
     async def probe(reference: Any) -> Probe:
         expected = await learner.value(reference)

@@ -10,13 +10,17 @@ and policy gradient norms, and how far the worst step lies from the first case o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import random
 import socket
 import tempfile
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import torch
@@ -40,6 +44,9 @@ CASES = [
     (2, "bfloat16"),
     (3, "bfloat16"),
 ]
+
+gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0,1").split(",")
+environment = threading.Lock()
 
 
 def main() -> None:
@@ -73,21 +80,25 @@ def run(folder: Path, stage: int, dtype: str, ranks: int) -> list[dict[str, floa
         port = listener.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0,1").split(",")
     processes = [
-        context.Process(target=train, args=(queue, gpus[rank], folder, stage, dtype, rank, ranks, port))
-        for rank in range(ranks)
+        context.Process(target=train, args=(queue, folder, stage, dtype, rank, ranks, port)) for rank in range(ranks)
     ]
+    for gpu, process in zip(gpus, processes, strict=False):
+        with environment:  # a process inherits it as it starts; its imports may begin to use CUDA
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            process.start()
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline and not any(process.exitcode for process in processes):
+        with contextlib.suppress(Empty):
+            steps: list[dict[str, float]] = queue.get(timeout=1)
+            return steps
     for process in processes:
-        process.start()
-    steps: list[dict[str, float]] = queue.get(timeout=200)
-    for process in processes:
-        process.join(60)
-    return steps
+        process.kill()
+    raise RuntimeError(f"stage {stage} in {dtype} on {ranks} ranks: exit codes {[p.exitcode for p in processes]}")
 
 
-def train(queue: Any, gpu: str, folder: Path, stage: int, dtype: str, rank: int, ranks: int, port: int) -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA starts
+def train(queue: Any, folder: Path, stage: int, dtype: str, rank: int, ranks: int, port: int) -> None:
     settings = {"gpus_per_rank": 1.0, "num_ranks": ranks, "zero_stage": stage, "dtype": dtype, "learning_rate": 1e-3,
                 "micro_batch_tokens": 1024, "compile": False}  # fmt: skip
     config = run_config(folder, max_model_len=512, learner=settings)  # fmt: skip
