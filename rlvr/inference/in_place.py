@@ -32,6 +32,7 @@ from rlvr.weights import Fingerprint
 
 # On CUDA neither touches the weights after loading; on the CPU the layout tells that they are packed.
 _UNPROCESSED = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
+_LARGE = 2**20  # bytes
 
 
 class NotInPlace(Exception):
@@ -58,6 +59,32 @@ class Incoming(NamedTuple):
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
+class Copy(NamedTuple):
+    """Bytes of live parameters, and the packed byte from which on they are filled."""
+
+    target: Tensor
+    start: int
+
+
+class PackedLoad:
+    """Loads tensors that lie end to end in one piece of memory. Made once: requests stand still while it is called."""
+
+    def __init__(self, copies: Sequence[Copy], num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+        # A large one at the speed of the memory, which the one kernel for many does not reach; small ones by that.
+        self._large = [copy for copy in copies if len(copy.target) > _LARGE]
+        self._small = [copy for copy in copies if len(copy.target) <= _LARGE]
+
+    @torch.no_grad()
+    def __call__(self, packed: Tensor) -> None:
+        """`packed`: `num_bytes` of type uint8."""
+        for target, start in self._large:
+            target.copy_(packed[start : start + len(target)], non_blocking=True)
+        if self._small:
+            sources = [packed[start : start + len(target)] for target, start in self._small]
+            torch._foreach_copy_([target for target, _ in self._small], sources)
+
+
 class Plan:
     """Where each incoming tensor of one model goes."""
 
@@ -65,13 +92,6 @@ class Plan:
         """`parameters` are those that the pieces fill, as (layer, attribute); they must stay where they are."""
         self._pieces = {incoming.name: (incoming, found) for incoming, found in pieces.items()}
         self._places = [(layer, name, getattr(layer, name).data_ptr()) for layer, name in parameters]
-        # Of tensors that are filled in whole: the slices of parameters that take them, from first element to last.
-        in_order = {incoming: sorted(found, key=lambda piece: piece.start) for incoming, found in pieces.items()}
-        self._tiles = {
-            incoming: [piece.target for piece in found]
-            for incoming, found in in_order.items()
-            if _tiled(incoming, found)
-        }
 
     @classmethod
     def of(cls, model: Any, model_config: Any, announced: Sequence[Incoming]) -> Plan:
@@ -101,28 +121,31 @@ class Plan:
         targets: list[Tensor] = []
         sources: list[Tensor] = []
         for name, tensor in weights:
-            incoming, pieces = self._pieces.get(name, (None, ()))
-            if incoming != Incoming(name, tensor.dtype, tuple(tensor.shape)):
-                raise ValueError(f"{name} came as {tensor.dtype} {tuple(tensor.shape)}, but was planned as {incoming}")
             flat = tensor.reshape(-1)
-            for target, start in pieces:
+            for target, start in self._pieces_of(Incoming(name, tensor.dtype, tuple(tensor.shape))):
                 targets.append(target)
                 sources.append(flat[start : start + len(target)])
         if targets:
             torch._foreach_copy_(targets, sources)
 
-    @torch.no_grad()
-    def load_packed(self, announced: Sequence[Incoming], packed: Tensor) -> None:
-        """The same for tensors that lie end to end in `packed`, as bytes. Raises `ValueError`."""
-        dtypes = {each.dtype for each in announced}
-        tiles = [tile for each in announced for tile in self._tiles.get(each, ())]
-        if len(dtypes) > 1 or not all(each in self._tiles for each in announced):
-            sizes = [each.num_bytes for each in announced]
-            pairs = zip(announced, torch.split(packed, sizes), strict=True)
-            self.load((each.name, rows.view(each.dtype).view(each.shape)) for each, rows in pairs)
-        elif tiles:
-            # One split for all: views tensor by tensor would cost Python's time while requests wait.
-            torch._foreach_copy_(tiles, torch.split(packed.view(*dtypes), [len(tile) for tile in tiles]))
+    def packed(self, announced: Sequence[Incoming]) -> PackedLoad:
+        """How to load these tensors where they lie end to end; good for as long as this plan `holds`.
+
+        Raises `ValueError` for one that was not planned.
+        """
+        copies: list[Copy] = []
+        offset = 0
+        for incoming in announced:
+            for target, start in sorted(self._pieces_of(incoming), key=lambda piece: piece.start):
+                copies.append(Copy(target.view(torch.uint8), offset + start * incoming.dtype.itemsize))
+            offset += incoming.num_bytes
+        return PackedLoad(_joined(copies), offset)
+
+    def _pieces_of(self, incoming: Incoming) -> Sequence[Piece]:
+        planned, pieces = self._pieces.get(incoming.name, (None, ()))
+        if planned != incoming:
+            raise ValueError(f"{incoming.name} came as {incoming.dtype} {incoming.shape}, but was planned as {planned}")
+        return pieces
 
     def check_complete(self, loaded: Sequence[str]) -> None:
         """Raises `ValueError` unless `loaded` are the planned tensors, once each."""
@@ -144,14 +167,21 @@ class Plan:
         return found
 
 
-def _tiled(incoming: Incoming, pieces: Sequence[Piece]) -> bool:
-    """Whether the pieces, in order, take every element of the tensor once."""
-    end = 0
-    for target, start in pieces:
-        if start != end:
-            return False
-        end += len(target)
-    return end == torch.Size(incoming.shape).numel()
+def _joined(copies: Sequence[Copy]) -> list[Copy]:
+    """Copies that go on where the one before ends, on both sides, as one: the rows of q, k and v, say."""
+    joined: list[Copy] = []
+    for copy in copies:
+        last = joined[-1] if joined else None
+        if (
+            last is not None
+            and last.start + len(last.target) == copy.start
+            and _storage(last.target) == _storage(copy.target)
+            and last.target.storage_offset() + len(last.target) == copy.target.storage_offset()
+        ):
+            joined[-1] = Copy(last.target.as_strided((len(last.target) + len(copy.target),), (1,)), last.start)
+        else:
+            joined.append(copy)
+    return joined
 
 
 class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import vllm
@@ -41,7 +42,7 @@ from vllm.v1.spec_decode import llm_base_proposer
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from rlvr.inference.engine import Transport, backend_name
-from rlvr.inference.in_place import Incoming, NotInPlace, Plan
+from rlvr.inference.in_place import Incoming, NotInPlace, PackedLoad, Plan
 from rlvr.inference.orphans import end_with_owner
 from rlvr.weights import PARTS, Checksums, Entry, Fingerprint, Part, checksums, cut, unpack
 
@@ -61,6 +62,15 @@ class _Receiver:
         return self._load(loaded)
 
 
+class _Expected(NamedTuple):
+    """What an update brings, as it was described, and how a plan loads it."""
+
+    plan: Plan
+    described: tuple[Any, ...]
+    incoming: list[Incoming]
+    loads: list[PackedLoad]
+
+
 class _InPlace:
     """Mixed in before a weight-transfer engine: loads without vLLM's reload where that can be, and sums what it loaded.
 
@@ -77,6 +87,7 @@ class _InPlace:
         self._plans: dict[Part, Plan | NotInPlace] = {}
         self._receiver = _Receiver(lambda _: None)
         self._sums: dict[Part, Callable[[], Fingerprint]] = {}
+        self._expected: dict[Part, _Expected] = {}
 
     @property
     def part(self) -> Part:
@@ -130,12 +141,20 @@ class _InPlace:
         finally:
             self.model = model
 
-    def announced(self, update_info: Any) -> list[Incoming]:
-        """For a backend that receives by itself, without a model: what comes, which from here on counts as received."""
-        described = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
-        incoming = [Incoming(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in described]
-        self._receiver.received += incoming
-        return incoming
+    def expected(self, plan: Plan, update_info: Any, limit: int = sys.maxsize) -> list[PackedLoad]:
+        """For a backend that receives by itself: what comes, in buckets of more than `limit` bytes.
+
+        From here on it counts as received. It is the same from version to version, and found once.
+        """
+        described = (update_info.names, update_info.dtype_names, update_info.shapes, limit)
+        found = self._expected.get(self.part)
+        if found is None or found.plan is not plan or found.described != described:
+            rows = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
+            incoming = [Incoming(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in rows]
+            loads = [plan.packed(bucket) for bucket, _ in cut(incoming, lambda each: each.num_bytes, limit)]
+            found = self._expected[self.part] = _Expected(plan, described, incoming, loads)
+        self._receiver.received += found.incoming
+        return found.loads
 
     def finish_weight_update(self) -> None:
         part, plan, received = self.part, self._plan, self._receiver.received
@@ -213,22 +232,22 @@ class NcclTransferEngine(_InPlace, NCCLWeightTransferEngine):
         super().init_transfer_engine(init_info)
 
     def receive_in_place(self, plan: Plan, update_info: Any) -> None:
-        buckets = list(cut(self.announced(update_info), lambda each: each.num_bytes, self.packed_buffer_size_bytes))
+        loads = self.expected(plan, update_info, self.packed_buffer_size_bytes)
         if self._streams is None:
             self._streams = (torch.cuda.Stream(), torch.cuda.Stream())  # type: ignore[no-untyped-call]
         receiving, copying = self._streams
-        buffers = self._buffers_for(max(size for _, size in buckets))
+        buffers = self._buffers_for(max(load.num_bytes for load in loads))
         copying.wait_stream(torch.cuda.current_stream())  # on which the model may still be read
         copied: list[torch.cuda.Event | None] = [None] * len(buffers)  # when each buffer was last read
-        for number, (bucket, size) in enumerate(buckets):
+        for number, load in enumerate(loads):
             slot = number % len(buffers)
-            packed = buffers[slot][:size]
+            packed = buffers[slot][: load.num_bytes]
             if (free := copied[slot]) is not None:
                 receiving.wait_event(free)
             self.model_update_group.broadcast(packed, src=0, stream=receiving)
             copying.wait_event(receiving.record_event())
             with torch.cuda.stream(copying):
-                plan.load_packed(bucket, packed)
+                load(packed)
             copied[slot] = copying.record_event()
         copying.synchronize()
 
@@ -253,12 +272,12 @@ class IpcTransferEngine(_InPlace, IPCWeightTransferEngine):
         self._mapped: dict[Part, torch.Tensor] = {}
 
     def receive_in_place(self, plan: Plan, update_info: Any) -> None:
-        announced = self.announced(update_info)
+        (load,) = self.expected(plan, update_info)
         uuid = str(torch.cuda.get_device_properties(self.device.index).uuid)
         handle = list(update_info.ipc_handles[uuid])
         handle[6] = self.device.index  # of this process
         self._mapped[self.part] = packed = rebuild_cuda_tensor(*handle)  # type: ignore[no-untyped-call]
-        plan.load_packed(announced, packed[: sum(each.num_bytes for each in announced)])
+        load(packed[: load.num_bytes])
         torch.cuda.current_stream().synchronize()
 
     def shutdown(self) -> None:

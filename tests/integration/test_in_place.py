@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlvr.inference.engine import environment_variables
 from rlvr.learner.model import PolicyModel
-from rlvr.weights import Checksums, Part, pack, part_of
+from rlvr.weights import Checksums, Part, description, pack, part_of
 from tests.fake_cuda import pretend
 from tests.tiny import write_checkpoint
 
@@ -246,6 +246,7 @@ def test_what_the_learner_queues_is_what_an_engine_loads_whatever_the_buckets(
     from rlvr.learner.publisher import NcclPublisher
 
     pretend(monkeypatch)
+    monkeypatch.setattr("rlvr.inference.in_place._LARGE", 4_000)
     monkeypatch.setattr("rlvr.learner.publisher.BROADCAST_BYTES", bucket_bytes)
     name, part = CASES[case]
     subject, reloaded = Subject(folders[name], part), Subject(folders[name], part)
@@ -274,6 +275,47 @@ def test_what_the_learner_queues_is_what_an_engine_loads_whatever_the_buckets(
         reloaded.transfer._plans = {part: _REFUSED}
         reloaded.update(weights)
         assert subject.bits() == reloaded.bits()
+
+
+@pytest.mark.parametrize("large", [0, 4_000, 10**9])
+@pytest.mark.parametrize("case", CASES)
+def test_what_lies_packed_in_the_learners_memory_is_what_an_engine_loads_whatever_is_copied_together(
+    case: str, large: int, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlvr.inference import vllm_extension
+
+    pretend(monkeypatch)
+    monkeypatch.setattr("rlvr.inference.in_place._LARGE", large)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="this"))
+    name, part = CASES[case]
+    subject, reloaded = Subject(folders[name], part), Subject(folders[name], part)
+    weights = checkpoint(folders[name], part, 0)
+    subject.update(weights)
+    reloaded.update(weights)
+    transfer = subject.transfer
+    transfer.__class__, transfer._mapped = vllm_extension.IpcTransferEngine, {}
+    # The second version comes in another order, which must not be loaded as the first was.
+    for order, seed in ((1, 1), (-1, 2), (-1, 3)):
+        weights = checkpoint(folders[name], part, seed)[::order]
+        packed = torch.cat([tensor.reshape(-1).view(torch.uint8) for _, tensor in weights] + [torch.ones(7).byte()])
+        monkeypatch.setattr(vllm_extension, "rebuild_cuda_tensor", lambda *_, packed=packed: packed)
+        described = description([(name, tensor.dtype, tensor.shape) for name, tensor in weights])
+        transfer.start_weight_update()
+        transfer.receive_weights(SimpleNamespace(**described, ipc_handles={"this": [None] * 7}))
+        transfer.finish_weight_update()
+        assert transfer.checksums() == published(weights)
+        reloaded.transfer._plans = {part: _REFUSED}
+        reloaded.update(weights)
+        assert subject.bits() == reloaded.bits()
+
+
+def test_rows_of_one_parameter_are_copied_together(folders: dict[str, Path]) -> None:
+    subject = Subject(folders["llama"], "policy")
+    weights = checkpoint(folders["llama"], "policy", 0)
+    subject.update(weights)
+    plan = subject.transfer._plans["policy"]
+    load = plan.packed([plan._pieces[name][0] for name, _ in weights])
+    assert len(load._small) == len(list(subject.model.parameters())) < len(weights)
 
 
 # --- what is not in place
