@@ -74,6 +74,7 @@ class EngineHandle:
             draft_schedule=inference.draft_schedule,
             transport=config.transport,
             offload=inference.sleep == "offload",
+            cuda_graph_tokens=inference.cuda_graph_tokens,
             max_num_seqs=inference.max_num_seqs,
             max_model_len=inference.max_model_len,
             max_num_batched_tokens=inference.max_num_batched_tokens,

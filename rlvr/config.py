@@ -103,6 +103,9 @@ class InferenceSection(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: float32 on CPU, bfloat16 on GPU")
     enforce_eager: bool | Literal["auto"] = Field("auto", description="auto: true on CPU, false on GPU")
+    cuda_graph_tokens: PositiveInt | None = Field(
+        None, description="steps of up to so many run as CUDA graphs; default: all requests, all drafts, and a quarter"
+    )
     num_threads: PositiveInt = Field(1, description="CPU threads of one engine")
     probe_tolerance: PositiveFloat | None = Field(
         None, description="largest log-probability difference to the learner after a sync; default 2e-3 in float32"

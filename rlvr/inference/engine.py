@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 
 from rlvr.errors import DeadlineExceeded, EngineLost, RlvrError, WeightSyncError
 from rlvr.inference import orphans
+from rlvr.inference.cuda_graphs import capture_sizes
 from rlvr.inference.depth_by_load import DepthByLoad
 from rlvr.inference.draft_schedule import DraftSchedule, every_depth
 from rlvr.types import Completion, FinishReason, SamplingParams, WeightSpan
@@ -51,6 +52,7 @@ class EngineSettings:
     draft_schedule: DraftSchedule | Literal["auto"] = ()
     transport: Transport = "memory"
     offload: bool = False  # what `fall_asleep` means
+    cuda_graph_tokens: int | None = None  # as `capture_sizes` takes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +128,13 @@ class Engine:
             options["scheduler_cls"] = "rlvr.inference.vllm_scheduler.make"
         if settings.kv_cache_bytes is not None:
             options["kv_cache_memory_bytes"] = settings.kv_cache_bytes
+        if not settings.enforce_eager:
+            options["cudagraph_capture_sizes"] = capture_sizes(
+                max_num_seqs=settings.max_num_seqs,
+                num_draft_tokens=settings.num_draft_tokens,
+                max_num_batched_tokens=settings.max_num_batched_tokens,
+                most=settings.cuda_graph_tokens,
+            )
         arguments = AsyncEngineArgs(
             model=settings.model_folder,
             dtype=settings.dtype,
@@ -193,12 +202,13 @@ class Engine:
             seed=params.seed,
             stop_token_ids=[*self._stop_ids, *params.stop_token_ids],
             logprobs=0,
+            flat_logprobs=True,  # lists of numbers, not an object for every token
         )
         completion = output.outputs[0]
         token_ids = tuple(completion.token_ids)
         logprobs = tuple(
-            float(position[token].logprob) for position, token in zip(completion.logprobs, token_ids, strict=True)
-        )
+            map(float, completion.logprobs.logprobs)
+        )  # only of the tokens drawn
         drafts = completion.spec_decode_metrics
         draft_steps = list(zip(drafts.per_step_drafted, drafts.per_step_accepted, strict=True)) if drafts else []
         self._draft_steps.update(draft_steps)
