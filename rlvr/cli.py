@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         check_package_names()  # before the parser, which asks one of these packages for the options of its command
-        options = _parser().parse_args(arguments)
+        options = _parsed(arguments)
         code: int = options.command(options)
     except RlvrError as error:
         print(f"rlvr: {type(error).__name__}: {error}", file=sys.stderr)
@@ -46,6 +46,17 @@ def check_package_names() -> None:
             others = [other for other in packages_distributions().get(name, []) if other != "rlvr"]
             way_out = f"pip uninstall {' '.join(others)}" if others else f"run rlvr where no folder {name!r} shadows it"
             raise ConfigError(f"{name!r} resolves to {spec.origin}, not to rlvr's own package; {way_out}")
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Settings may stand behind options, too, where argparse takes positional arguments only in one place."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        if not hasattr(options, "overrides") or any(each.startswith("-") or "=" not in each for each in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.overrides += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -206,9 +206,7 @@ class Engine:
         )
         completion = output.outputs[0]
         token_ids = tuple(completion.token_ids)
-        logprobs = tuple(
-            map(float, completion.logprobs.logprobs)
-        )  # only of the tokens drawn
+        logprobs = tuple(map(float, completion.logprobs.logprobs))  # only of the tokens drawn
         drafts = completion.spec_decode_metrics
         draft_steps = list(zip(drafts.per_step_drafted, drafts.per_step_accepted, strict=True)) if drafts else []
         self._draft_steps.update(draft_steps)

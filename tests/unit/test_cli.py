@@ -180,3 +180,20 @@ def test_the_command_starts_without_torch_ray_or_vllm() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert shown.splitlines()[-1] == "[]"
+
+
+def test_settings_may_stand_on_both_sides_of_an_option() -> None:
+    options = cli._parsed(["eval", "policy", "run.toml", "a.b=1", "--samples", "4", "c.d=2"])
+    assert (options.samples, options.overrides) == (4, ["a.b=1", "c.d=2"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["eval", "policy", "run.toml", "--sample", "4", "--other=2"], ["eval", "p", "c", "--samples", "4", "x"]],
+)
+def test_what_is_neither_option_nor_setting_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli._parsed(arguments)
+    assert "unrecognized arguments: " in capsys.readouterr().err
