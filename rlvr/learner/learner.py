@@ -143,6 +143,7 @@ class Learner:
             # Sizes of a batch are ours to know: the gradient's scale is in the loss, and `step` says where a step ends.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
+            "gradient_clipping": 0.0,  # by default it clips all together at 1.0; ours clips policy and MTP layer apart
             "bf16": {"enabled": self.dtype == torch.bfloat16},
             "data_types": {"grad_accum_dtype": "fp32"},
             "zero_optimization": {

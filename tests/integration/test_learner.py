@@ -31,6 +31,7 @@ from rlvr.learner.mtp import MtpLayer
 from rlvr.types import LossSettings, Sample, TrainBatch
 from rlvr.weights import unpack
 
+LARGE = 100.0
 TEMPERATURE = 0.8
 VOCABULARY = 96
 PROBE = [5, 17, 80, 3, 3, 41]
@@ -63,14 +64,14 @@ def run_config(**learner: Any) -> RunConfig:
     return config.parse(tree)
 
 
-def batches(num_ranks: int, step: int) -> list[TrainBatch]:
-    """Seven uneven samples; every other step in two updates."""
+def batches(num_ranks: int, step: int, scale: float = 1.0) -> list[TrainBatch]:
+    """Seven uneven samples, their advantages times `scale`; every other step in two updates."""
     generator = random.Random(step)
     samples = []
     for _ in range(7):
         length, prompt = generator.randint(8, 40), generator.randint(1, 6)
         mask = [int(i >= prompt and generator.random() < 0.9) for i in range(length)]
-        advantage = generator.choice([1.0, -0.5])
+        advantage = scale * generator.choice([1.0, -0.5])
         samples.append(
             Sample(
                 token_ids=tuple(generator.randrange(VOCABULARY) for _ in mask),
@@ -84,10 +85,10 @@ def batches(num_ranks: int, step: int) -> list[TrainBatch]:
     return [pack(part, num_ranks=num_ranks, micro_batch_tokens=64) for part in split_updates(samples, 1 + step % 2)]
 
 
-def train(learner: Learner, steps: range) -> list[dict[str, float]]:
+def train(learner: Learner, steps: range, scale: float = 1.0) -> list[dict[str, float]]:
     metrics = []
     for step in steps:
-        updates = batches(learner.world_size, step)
+        updates = batches(learner.world_size, step, scale)
         metrics.append(learner.step([(batch.shards[learner.rank], batch.num_loss_tokens) for batch in updates]))
     return metrics
 
@@ -105,12 +106,16 @@ def as_float32(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     return tensor.float().numpy()
 
 
-def run_steps(learner: Learner, folder: Path) -> Result:
+def run_steps(learner: Learner, folder: Path, scale: float = 1.0) -> Result:
     before = snapshot(learner)
-    metrics = train(learner, range(3))
+    metrics = train(learner, range(3), scale)
     return {
         "metrics": metrics, "before": before, "weights": snapshot(learner), "probe": learner.logprobs(PROBE),
     }  # fmt: skip
+
+
+def run_large_steps(learner: Learner, folder: Path) -> Result:
+    return run_steps(learner, folder, LARGE)
 
 
 def run_steps_sent_twice(learner: Learner, folder: Path) -> Result:
@@ -192,12 +197,19 @@ def play(
 
 @pytest.fixture(scope="session")
 def reference(policy_folder: Path) -> Result:
+    """Of `run_steps` with `run_config`: every gradient is clipped."""
+    result = in_plain_torch(policy_folder, policy_limit=0.1, mtp_limit=0.05)
+    assert all(each["grad_norm/policy"] > 0.1 and each["grad_norm/mtp"] > 0.05 for each in result["metrics"])
+    return result
+
+
+def in_plain_torch(policy_folder: Path, *, policy_limit: float, mtp_limit: float, scale: float = 1.0) -> Result:
     """The same three steps in plain torch: float32, AdamW, `clip_grad_norm_` for each group."""
     settings = run_config()
     learner, algorithm, temperature = settings.learner, settings.algorithm, TEMPERATURE
     model = PolicyModel.load(policy_folder, dtype=torch.float32)
     assert model.mtp is not None
-    groups = [(model.policy, 1e-3, 0.1), (model.mtp, 3e-3, 0.05)]
+    groups = [(model.policy, 1e-3, policy_limit), (model.mtp, 3e-3, mtp_limit)]
     optimizer = torch.optim.AdamW(
         [{"params": list(module.parameters()), "lr": rate} for module, rate, _ in groups],
         betas=learner.betas,
@@ -206,7 +218,7 @@ def reference(policy_folder: Path) -> Result:
     limits = {name: getattr(algorithm, name) for name in ("clip_low", "clip_high", "importance_min", "importance_max")}
     metrics, num_updates = [], 0
     for step in range(3):
-        updates = batches(1, step)
+        updates = batches(1, step, scale)
         with torch.no_grad():
             proximal = [[model(batch, temperature).logprobs for batch in update.shards[0]] for update in updates]
         norms = []
@@ -245,7 +257,6 @@ def reference(policy_folder: Path) -> Result:
     plain = AutoModelForCausalLM.from_pretrained(policy_folder)
     plain.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()}, strict=False)
     logp = plain(tokens).logits[0].log_softmax(-1)[:-1].gather(1, tokens[0, 1:, None])[:, 0]
-    assert all(each["grad_norm/policy"] > 0.1 and each["grad_norm/mtp"] > 0.05 for each in metrics)
     return {"metrics": metrics, "weights": weights, "probe": [0.0, *logp.tolist()]}
 
 
@@ -256,6 +267,10 @@ def test_every_stage_and_rank_count_equals_plain_torch(
     stage: int, num_ranks: int, policy_folder: Path, tmp_path: Path, reference: Result
 ) -> None:
     results = play(run_steps, policy_folder, tmp_path, run_config(zero_stage=stage), num_ranks)
+    assert_equal(results, reference)
+
+
+def assert_equal(results: list[Result], reference: Result) -> None:
     for result in results:
         for got, expected in zip(result["metrics"], reference["metrics"], strict=True):
             assert {name: got[name] for name in expected} == pytest.approx(expected, rel=2e-5, abs=1e-6)
@@ -264,6 +279,34 @@ def test_every_stage_and_rank_count_equals_plain_torch(
     for name, expected in reference["weights"].items():
         np.testing.assert_allclose(results[0]["weights"][name], expected, atol=2e-5, rtol=0, err_msg=name)
     assert all(not result["weights"] for result in results[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "num_ranks"), [(0, 1), (2, 1), (3, 2)])
+def test_gradients_within_their_limits_are_not_clipped_by_deepspeed(
+    stage: int, num_ranks: int, policy_folder: Path, tmp_path: Path
+) -> None:
+    """Whose own clipping, of all together at 1.0, is on unless it is turned off."""
+    config = run_config(zero_stage=stage, max_grad_norm=1e3, mtp={"max_grad_norm": 1e3})
+    reference = in_plain_torch(policy_folder, policy_limit=1e3, mtp_limit=1e3, scale=LARGE)
+    norms = [each["grad_norm/policy"] for each in reference["metrics"]]
+    assert min(norms) > 2
+    assert max(norms) > 1.1 * min(norms)
+    assert_equal(play(run_large_steps, policy_folder, tmp_path, config, num_ranks), reference)
+
+
+@pytest.mark.slow
+def test_stages_1_and_2_take_the_same_steps_in_bfloat16(policy_folder: Path, tmp_path: Path) -> None:
+    """Up to the order in which gradients of micro-batches and ranks are added up, though the optimizers differ."""
+    results = []
+    for stage in (1, 2):
+        (folder := tmp_path / str(stage)).mkdir()
+        config = run_config(zero_stage=stage, dtype="bfloat16", max_grad_norm=1.0)
+        results.append(play(run_large_steps, policy_folder, folder, config, 2)[0])
+    first, second = results
+    moved = [np.abs(first["weights"][name] - first["before"][name]).mean() for name in first["weights"]]
+    apart = [np.abs(first["weights"][name] - second["weights"][name]).mean() for name in first["weights"]]
+    assert np.mean(apart) < 0.1 * np.mean(moved)
 
 
 @pytest.mark.slow
