@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3, help="of which the median counts")
     parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--graph-tokens", type=int, help="as inference.cuda_graph_tokens; 512 is vLLM's own border")
     parser.add_argument("--cache-gib", type=int, default=8)
     parser.add_argument("--cpu", action="store_true", help="to try the program: float32, eager, a small cache")
     arguments = parser.parse_args()
@@ -109,6 +110,7 @@ async def measure(arguments: Any, folder: Path, drafts: str, before: dict[str, d
             transport="memory",
             seed=0,
             deadline_seconds=400,
+            cuda_graph_tokens=arguments.graph_tokens,
         )
     )
     started = time.perf_counter()
