@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlvr.cache import cache_folder, made_aside
 from rlvr.errors import ConfigError
 
 _VISION, _TEXT = "model.visual.", "model.language_model."
@@ -58,21 +56,11 @@ def _made_once(folder: Path, kind: str, config: dict[str, Any], fill: Callable[[
     )
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(f"{folder.resolve()} {states} {json.dumps(config)}".encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("RLVR_CACHE") or Path.home() / ".cache" / "rlvr")
-    final = cache / f"{kind}-{key}"
-    if final.is_dir():
-        return final
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=cache))
-    try:
-        fill(files, partial)
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        partial.rename(final)
-    except OSError:
-        if not final.is_dir():  # else another program was faster
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    final = cache_folder() / f"{kind}-{key}"
+    if not final.is_dir():
+        with made_aside(final) as partial:
+            fill(files, partial)
+            (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return final
 
 

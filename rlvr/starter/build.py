@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -24,6 +21,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2Tokenizer
 
+from rlvr import cache
 from rlvr.batching import pack
 from rlvr.errors import ConfigError
 from rlvr.interfaces import Environment, WorkedExample
@@ -98,30 +96,20 @@ def build_starter(
             silent,
         )
     teachers = cast("list[TeachesByExample]", able)
-    cache = Path(cache_folder or os.environ.get("RLVR_CACHE") or Path.home() / ".cache" / "rlvr")
     taught = "+".join(teacher.name for teacher in teachers)
     name = f"starter-{taught}-{seed}-{_fingerprint(teachers, seed, policy_steps, mtp_steps)}"
-    final = cache / name
+    final = Path(cache_folder or cache.cache_folder()) / name
     if final.is_dir():
         progress(f"starter policy: {final} (cached)")
         return final
-    cache.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
     num_threads = torch.get_num_threads()
     torch.set_num_threads(NUM_THREADS)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with cache.made_aside(final) as unfinished, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _build(folder, teachers, seed, policy_steps * (len(teachers) + 1) // 2, mtp_steps, progress)
-        folder.chmod(0o755)
-        try:
-            folder.rename(final)
-        except OSError:
-            if not final.is_dir():
-                raise
+            _build(unfinished, teachers, seed, policy_steps * (len(teachers) + 1) // 2, mtp_steps, progress)
     finally:
         torch.set_num_threads(num_threads)
-        shutil.rmtree(folder, ignore_errors=True)
     progress(f"starter policy: {final}")
     return final
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from common import machine
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from rlvr.cache import made_aside
 from rlvr.config import RunConfig, parse
 from rlvr.learner.attention import IMPLEMENTATION
 from rlvr.learner.model import PolicyModel
@@ -61,15 +61,11 @@ def random_policy(size: str) -> Path:
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = PolicyModel(Qwen2ForCausalLM(config), MtpLayer(config)).to(torch.bfloat16)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent))
-    model.save(partial)
-    tokenizer.save_pretrained(partial)
+    with made_aside(folder) as partial:
+        model.save(partial)
+        tokenizer.save_pretrained(partial)
     del model
     torch.cuda.empty_cache()
-    try:
-        partial.rename(folder)
-    except OSError:  # another program was faster
-        shutil.rmtree(partial)
     return folder
 
 
