@@ -239,7 +239,7 @@ class Controller:
         self.ledger.drop(ticket, reason)
 
     async def _learn_loop(self) -> None:
-        run = self.config.run
+        run, started = self.config.run, time.monotonic()
         while self.step < run.num_steps and not self._out_of_time():
             began = time.monotonic()
             batch = await self._next_batch()
@@ -255,6 +255,7 @@ class Controller:
                 evaluation = await self.evaluate(self.config.eval.num_tasks_during)
                 self.accuracy = metrics["eval/accuracy"] = evaluation.accuracy
                 metrics |= evaluation.numbers
+            metrics["time/elapsed_seconds"] = time.monotonic() - started  # with evaluations and checkpoints
             self.folder.write_metrics(metrics)
             self.reporter.step(
                 metrics, num_steps=run.num_steps, accuracy=self.accuracy, left_seconds=self._seconds_left()

@@ -2,8 +2,9 @@
 
     scripts/bench/gpu_async.py configs/quickstart.toml --accuracy 0.85 --staleness 0 1 2 4 [section.key=value ...]
 
-Trained tokens/s counts prompt and completion tokens of all samples that a step learned from, over the time of the steps
-after the first five; the accuracy is the held-out one that the run measures on its way (`eval.every`).
+Trained tokens/s counts prompt and completion tokens of all samples that a step learned from, by the clock from the end
+of the fifth step on, evaluations included; the accuracy is the held-out one that the run measures on its way
+(`eval.every`), and the time to it includes the first steps, where an asynchronous run starts with one of staleness 0.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ def main() -> None:
         subprocess.run(command, check=True)
         lines = [json.loads(line) for line in (arguments.folder / name / "metrics.jsonl").read_text().splitlines()]
         steps, last = [line for line in lines if "staleness/max" in line], lines[-1]
-        counted = steps[WARM_UP:]
-        speed = sum(step["learner/num_tokens"] for step in counted) / sum(step["time/step_seconds"] for step in counted)
+        counted, seconds = (
+            steps[WARM_UP:],
+            steps[-1]["time/elapsed_seconds"] - steps[WARM_UP - 1]["time/elapsed_seconds"],
+        )
+        speed = sum(step["learner/num_tokens"] for step in counted) / seconds
         first = first or speed
-        elapsed, reached = 0.0, None
-        for step in steps:
-            elapsed += step["time/step_seconds"]
-            if reached is None and step.get("eval/accuracy", 0.0) >= arguments.accuracy:
-                reached = elapsed
+        accurate = (step for step in steps if step.get("eval/accuracy", 0.0) >= arguments.accuracy)
+        reached = next((step["time/elapsed_seconds"] for step in accurate), None)
         report(
             program="gpu_async", config=Path(arguments.config).name, settings=arguments.settings, staleness=staleness,
             steps=len(steps), trained_tokens_per_second=speed, against_first=speed / first,
             accuracy=arguments.accuracy, seconds_to_accuracy=reached, accuracy_after=last.get("eval/accuracy/after"),
-            learner_share=sum(step["learner/step_seconds"] for step in counted)
-            / sum(step["time/step_seconds"] for step in counted), device=device(),
+            learner_share=sum(step["learner/step_seconds"] for step in counted) / seconds,
+            waiting_share=sum(step["time/wait_seconds"] for step in counted) / seconds, device=device(),
         )  # fmt: skip
 
 
