@@ -72,17 +72,26 @@ class PackedLoad:
     def __init__(self, copies: Sequence[Copy], num_bytes: int) -> None:
         self.num_bytes = num_bytes
         # A large one at the speed of the memory, which the one kernel for many does not reach; small ones by that.
-        self._large = [copy for copy in copies if len(copy.target) > _LARGE]
-        self._small = [copy for copy in copies if len(copy.target) <= _LARGE]
+        self.large = [copy for copy in copies if len(copy.target) > _LARGE]
+        self.small = [copy for copy in copies if len(copy.target) <= _LARGE]
+        self._small_targets = [copy.target for copy in self.small]
+        # Where `packed` last lay, and its pieces. They keep that memory, so nothing else can come to lie there.
+        self._pieces: tuple[int, list[Tensor], list[Tensor]] = (0, [], [])
 
     @torch.no_grad()
     def __call__(self, packed: Tensor) -> None:
         """`packed`: `num_bytes` of type uint8."""
-        for target, start in self._large:
-            target.copy_(packed[start : start + len(target)], non_blocking=True)
-        if self._small:
-            sources = [packed[start : start + len(target)] for target, start in self._small]
-            torch._foreach_copy_([target for target, _ in self._small], sources)
+        if packed.data_ptr() != self._pieces[0]:
+            self._pieces = (packed.data_ptr(), _cut(packed, self.large), _cut(packed, self.small))
+        _, large, small = self._pieces
+        for (target, _), piece in zip(self.large, large, strict=True):
+            target.copy_(piece, non_blocking=True)
+        if small:
+            torch._foreach_copy_(self._small_targets, small)
+
+
+def _cut(packed: Tensor, copies: Sequence[Copy]) -> list[Tensor]:
+    return [packed[start : start + len(target)] for target, start in copies]
 
 
 class Plan:

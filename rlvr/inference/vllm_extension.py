@@ -264,19 +264,21 @@ class NcclTransferEngine(_InPlace, NCCLWeightTransferEngine):
 class IpcTransferEngine(_InPlace, IPCWeightTransferEngine):
     """vLLM's own, within a GPU. In place it copies out of the learner's memory, without a copy in between.
 
-    A mapping of that memory is let go only when the next one stands, or the driver would make it anew each time.
+    That memory stays where it is from version to version, and is mapped once.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._mapped: dict[Part, torch.Tensor] = {}
+        self._mapped: dict[Part, tuple[tuple[Any, ...], torch.Tensor]] = {}
 
     def receive_in_place(self, plan: Plan, update_info: Any) -> None:
         (load,) = self.expected(plan, update_info)
-        uuid = str(torch.cuda.get_device_properties(self.device.index).uuid)
-        handle = list(update_info.ipc_handles[uuid])
-        handle[6] = self.device.index  # of this process
-        self._mapped[self.part] = packed = rebuild_cuda_tensor(*handle)  # type: ignore[no-untyped-call]
+        handle = tuple(update_info.ipc_handles[str(torch.cuda.get_device_properties(self.device.index).uuid)])
+        known, packed = self._mapped.get(self.part, (None, None))
+        if packed is None or known != handle:
+            here = (*handle[:6], self.device.index, *handle[7:])  # the device as this process counts it
+            packed = rebuild_cuda_tensor(*here)  # type: ignore[no-untyped-call]
+            self._mapped[self.part] = (handle, packed)
         load(packed[: load.num_bytes])
         torch.cuda.current_stream().synchronize()
 

@@ -95,16 +95,15 @@ class MemoryPublisher(Publisher):
 class IpcPublisher(Publisher):
     """A copy in the memory of each rank's own GPU, which the engine beside it reads through a CUDA IPC handle.
 
-    The copy is what lets the next step go on while engines still load. Every version is written into the same buffers;
-    the controller publishes one only when the one before is live.
+    The copy is what lets the next step go on while engines still load. Every version is written into the same buffers,
+    under the same handles; the controller publishes one only when the one before is live.
     """
 
     _buffers: dict[Part, Tensor] | None = None
+    _infos: Offer | None = None
     _checksums: Checksums | None = None
 
     def offer(self, version: int) -> DeviceWeights | None:
-        export: Any = import_module("torch.multiprocessing.reductions").reduce_tensor  # untyped
-
         if self._buffers is None:
             self._buffers = {part: self._new_buffer(entries) for part, entries in _by_part(self.parameters).items()}
         ends = dict.fromkeys(self._buffers, 0)
@@ -117,24 +116,31 @@ class IpcPublisher(Publisher):
             sums[part].add(name, tensor)
         self._checksums = checksums(sums)
         torch.cuda.synchronize()
+        if self._infos is None:
+            self._infos = self._exported(self._buffers)
+        return DeviceWeights(version=version, infos=self._infos) if self.rank == 0 else None
+
+    def send(self) -> Checksums | None:
+        return self._checksums if self.rank == 0 else None
+
+    def _exported(self, buffers: dict[Part, Tensor]) -> Offer:
+        """What all engines are told: each finds the handle of its own GPU. A collective."""
+        export: Any = import_module("torch.multiprocessing.reductions").reduce_tensor  # untyped
         gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
         infos: Offer = {}
         for part, parameters in _by_part(self.parameters).items():
             handles: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(handles, {gpu: export(self._buffers[part])[1]})
+            dist.all_gather_object(handles, {gpu: export(buffers[part])[1]})
             infos[part] = {
                 **_described(parameters),
                 "ipc_handles": {key: value for each in handles for key, value in each.items()},
                 "tensor_sizes": [_num_bytes(parameter) for _, parameter in parameters],
             }
-        return DeviceWeights(version=version, infos=infos) if self.rank == 0 else None
-
-    def send(self) -> Checksums | None:
-        return self._checksums if self.rank == 0 else None
+        return infos
 
     def _new_buffer(self, parameters: NamedParameters) -> Tensor:
         size = sum(_num_bytes(parameter) for _, parameter in parameters)
-        return torch.empty(size, dtype=torch.uint8, device="cuda")
+        return torch.empty(size, dtype=torch.uint8, device=parameters[0][1].device)
 
 
 class NcclPublisher(Publisher):

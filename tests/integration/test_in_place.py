@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlvr.inference.engine import environment_variables
 from rlvr.learner.model import PolicyModel
-from rlvr.weights import Checksums, Part, description, pack, part_of
+from rlvr.weights import Checksums, Part, pack, part_of
 from tests.fake_cuda import pretend
 from tests.tiny import write_checkpoint
 
@@ -283,6 +283,7 @@ def test_what_lies_packed_in_the_learners_memory_is_what_an_engine_loads_whateve
     case: str, large: int, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rlvr.inference import vllm_extension
+    from rlvr.learner.publisher import IpcPublisher
 
     pretend(monkeypatch)
     monkeypatch.setattr("rlvr.inference.in_place._LARGE", large)
@@ -294,19 +295,40 @@ def test_what_lies_packed_in_the_learners_memory_is_what_an_engine_loads_whateve
     reloaded.update(weights)
     transfer = subject.transfer
     transfer.__class__, transfer._mapped = vllm_extension.IpcTransferEngine, {}
-    # The second version comes in another order, which must not be loaded as the first was.
-    for order, seed in ((1, 1), (-1, 2), (-1, 3)):
+    exported: list[torch.Tensor] = []  # a handle is a place in it
+    mapped: list[int] = []
+
+    def reduce_tensor(tensor: torch.Tensor) -> tuple[Any, tuple[Any, ...]]:
+        exported.append(tensor)
+        return None, (len(exported) - 1, *"abcdefg")
+
+    def rebuild(handle: int, *_: Any) -> torch.Tensor:
+        mapped.append(handle)
+        return exported[handle]
+
+    monkeypatch.setattr("torch.multiprocessing.reductions.reduce_tensor", reduce_tensor)
+    monkeypatch.setattr(vllm_extension, "rebuild_cuda_tensor", rebuild)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
+    monkeypatch.setattr("torch.distributed.all_gather_object", lambda found, mine: found.__setitem__(0, mine))
+    # Two versions of one learner, and one of another that lists its weights the other way round.
+    current: list[tuple[str, torch.nn.Parameter]] = []
+    for seed, order in ((1, 1), (2, 1), (3, -1)):
         weights = checkpoint(folders[name], part, seed)[::order]
-        packed = torch.cat([tensor.reshape(-1).view(torch.uint8) for _, tensor in weights] + [torch.ones(7).byte()])
-        monkeypatch.setattr(vllm_extension, "rebuild_cuda_tensor", lambda *_, packed=packed: packed)
-        described = description([(name, tensor.dtype, tensor.shape) for name, tensor in weights])
+        current[:] = [(name, torch.nn.Parameter(tensor)) for name, tensor in weights]
+        if seed != 2:
+            publisher = IpcPublisher(current, lambda: iter(current), rank=0)
+        offered = publisher.offer(seed)
+        assert offered is not None
+        assert publisher.send() == published(weights)
         transfer.start_weight_update()
-        transfer.receive_weights(SimpleNamespace(**described, ipc_handles={"this": [None] * 7}))
+        with offered.offer() as infos:
+            transfer.receive_weights(SimpleNamespace(**infos[part]))
         transfer.finish_weight_update()
         assert transfer.checksums() == published(weights)
         reloaded.transfer._plans = {part: _REFUSED}
         reloaded.update(weights)
         assert subject.bits() == reloaded.bits()
+    assert mapped == [0, 1]
 
 
 def test_rows_of_one_parameter_are_copied_together(folders: dict[str, Path]) -> None:
@@ -315,7 +337,7 @@ def test_rows_of_one_parameter_are_copied_together(folders: dict[str, Path]) -> 
     subject.update(weights)
     plan = subject.transfer._plans["policy"]
     load = plan.packed([plan._pieces[name][0] for name, _ in weights])
-    assert len(load._small) == len(list(subject.model.parameters())) < len(weights)
+    assert len(load.small) == len(list(subject.model.parameters())) < len(weights)
 
 
 # --- what is not in place
