@@ -40,10 +40,8 @@ def main() -> None:
         subprocess.run(command, check=True)
         lines = [json.loads(line) for line in (arguments.folder / name / "metrics.jsonl").read_text().splitlines()]
         steps, last = [line for line in lines if "staleness/max" in line], lines[-1]
-        counted, seconds = (
-            steps[WARM_UP:],
-            steps[-1]["time/elapsed_seconds"] - steps[WARM_UP - 1]["time/elapsed_seconds"],
-        )
+        counted = steps[WARM_UP:]
+        seconds = steps[-1]["time/elapsed_seconds"] - steps[WARM_UP - 1]["time/elapsed_seconds"]
         speed = sum(step["learner/num_tokens"] for step in counted) / seconds
         first = first or speed
         accurate = (step for step in steps if step.get("eval/accuracy", 0.0) >= arguments.accuracy)
