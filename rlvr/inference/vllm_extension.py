@@ -1,14 +1,8 @@
 """What rlvr adds to a vLLM worker process. vLLM imports this module there, as the engine's `worker_extension_cls`.
 
-Importing it registers the weight-transfer backends, makes drafts obey a request's seed, and cures two defects of vLLM's
-CPU path. The backends are vLLM's own for NCCL and CUDA IPC and one through shared memory for the CPU; all three copy in
-place where they can (`rlvr.inference.in_place`), and sum what they loaded, so that an update can be checked.
-
-vLLM 0.32.0 on the CPU samples wrongly when it drafts: `cpu_triton_utils._expand_kernel_impl` fills an int64 *copy* of
-its output and never copies back, so `expand_batch_to_tokens` returns uninitialised temperatures, top-p and top-k
-(upstream issue 55005). And it dies where a prompt with a seed does not fit one step: it draws a token from every part
-of the prompt, throws away all but the last, and rewinds the seed's generator by `set_offset`, which only GPU generators
-have. `tests/integration/test_engine.py` holds the tests that fail without the cures.
+Importing it registers the weight-transfer backends and cures what is wrong in vLLM's own code (`vllm_cures`). The
+backends are vLLM's own for NCCL and CUDA IPC and one through shared memory for the CPU; all three copy in place where
+they can (`rlvr.inference.in_place`), and sum what they loaded, so that an update can be checked.
 """
 
 from __future__ import annotations
@@ -24,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import vllm
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -36,17 +29,12 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferInitInfo
 from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.platforms import current_platform
-from vllm.v1.sample import rejection_sampler
-from vllm.v1.spec_decode import llm_base_proposer
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from rlvr.inference import vllm_cures
 from rlvr.inference.engine import Transport, backend_name
 from rlvr.inference.in_place import Incoming, NotInPlace, PackedLoad, Plan
 from rlvr.inference.orphans import end_with_owner
 from rlvr.weights import PARTS, Checksums, Entry, Fingerprint, Part, checksums, cut, unpack
-
-_BROKEN_ON_CPU = ("0.32.0",)
 
 
 class _Receiver:
@@ -333,79 +321,8 @@ class WorkerExtension:
         return os.getpid()
 
 
-def _expand_batch_to_tokens(
-    x: torch.Tensor, cu_num_tokens: torch.Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
-) -> torch.Tensor:
-    lengths = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
-    replaced = torch.where(x == replace_from, torch.as_tensor(replace_to, dtype=x.dtype), x)
-    return replaced.repeat_interleave(lengths, output_size=num_tokens)
-
-
-def _cure_cpu_sampling() -> None:
-    original = rejection_sampler.apply_sampling_constraints
-
-    def apply_sampling_constraints(logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        # A step in which no request drafted has no rows here, and top-k without top-p fails on that.
-        return logits if logits.shape[0] == 0 else original(logits, *args, **kwargs)
-
-    rejection_sampler.expand_batch_to_tokens = _expand_batch_to_tokens
-    rejection_sampler.apply_sampling_constraints = apply_sampling_constraints
-
-
-def _cure_cpu_rewinding() -> None:
-    sample_tokens, bookkeeping = GPUModelRunner.sample_tokens, GPUModelRunner._bookkeeping_sync
-
-    def of_unread_prompts(runner: Any) -> dict[int, torch.Generator]:
-        """Generators by row, of requests whose prompt is not read to its end."""
-        generators = runner.input_batch.generators
-        unread = runner.discard_request_mask.np[: runner.input_batch.num_reqs].nonzero()[0]
-        return {int(row): generators[int(row)] for row in unread if int(row) in generators}
-
-    def rewound(runner: Any, *args: Any, **kwargs: Any) -> Any:
-        before = [(generator, generator.get_state()) for generator in of_unread_prompts(runner).values()]
-        output = sample_tokens(runner, *args, **kwargs)
-        for generator, state in before:
-            generator.set_state(state)
-        return output
-
-    def without_offsets(runner: Any, *args: Any, **kwargs: Any) -> Any:
-        hidden = of_unread_prompts(runner)
-        for row in hidden:
-            del runner.input_batch.generators[row]
-        try:
-            return bookkeeping(runner, *args, **kwargs)
-        finally:
-            runner.input_batch.generators.update(hidden)
-
-    GPUModelRunner.sample_tokens, GPUModelRunner._bookkeeping_sync = rewound, without_offsets
-
-
-def _seed_drafts() -> None:
-    """Draw the drafts of a seeded request from its own generator; vLLM draws them from the process's.
-
-    Without this a seed does not repeat a completion, since which drafts are proposed decides which random numbers the
-    policy's tokens are drawn with.
-    """
-    original = llm_base_proposer.compute_probs_and_sample_next_token
-
-    def seeded(logits: torch.Tensor, metadata: Any, use_fp64_gumbel: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        token_ids, probs = original(logits, metadata, use_fp64_gumbel)
-        if metadata.all_greedy or not metadata.generators or use_fp64_gumbel:
-            return token_ids, probs
-        for row, generator in metadata.generators.items():
-            if metadata.temperature[row] > 0:
-                noise = torch.empty_like(probs[row]).exponential_(generator=generator)
-                token_ids[row] = (probs[row] / noise).argmax()
-        return token_ids, probs
-
-    llm_base_proposer.compute_probs_and_sample_next_token = seeded
-
-
 end_with_owner()
-_seed_drafts()
-if current_platform.is_cpu() and vllm.__version__.split("+")[0] in _BROKEN_ON_CPU:
-    _cure_cpu_sampling()
-    _cure_cpu_rewinding()
+vllm_cures.apply()
 for _transport, _backend in _BACKENDS.items():
     if backend_name(_transport) not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(backend_name(_transport), _backend)

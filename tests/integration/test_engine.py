@@ -71,8 +71,12 @@ async def test_drafting_samples_from_the_learners_distribution(
     await publish(engine, folders[0], version=0)
     # Mixed with greedy requests, which take another path through vLLM's sampler.
     greedy = asyncio.create_task(sample(engine, 8, temperature=0.0))
+    # And with some that run to the longest length there is, beyond which nothing can be drafted.
+    full = asyncio.create_task(sample(engine, 8, seed=2000, length=256 - len(PROMPT), temperature=temperature))
     completions = await sample(engine, 160, seed=1000, temperature=temperature)
+    completions += await full
     await greedy
+    assert {len(completion.token_ids) for completion in full.result()} >= {256 - len(PROMPT)}
     found = exactness(
         hugging_face(folders[0]), [(PROMPT, completion) for completion in completions], temperature=temperature
     )
@@ -101,16 +105,24 @@ async def test_a_seed_repeats_a_completion_bit_for_bit_whatever_runs_beside_it(e
 
 
 async def test_a_prompt_that_takes_several_steps_to_read_is_continued_as_its_seed_says(engine: Engine) -> None:
-    """Together the prompts are four times what one step reads, so some are read in parts."""
-    prompts = [(*PROMPT[:-1], *(30 + (7 * row + column) % 200 for column in range(200)), 3) for row in range(40)]
+    """Together the prompts are four times what one step reads, so some are read in parts.
+
+    A draft's cache that is wrong shows in few tokens: hence many prompts, all compared. The longest ends at the
+    greatest length there is.
+    """
+    prompts = [(*PROMPT[:-1], *(30 + (7 * row + column) % 200 for column in range(170 + row)), 3) for row in range(40)]
 
     async def continued(row: int) -> tuple[int, ...]:
-        return (await engine.sample(prompts[row], SamplingParams(max_tokens=20, seed=row))).token_ids
+        return (await engine.sample(prompts[row], SamplingParams(max_tokens=40, seed=row))).token_ids
 
-    together = await asyncio.gather(*(continued(row) for row in range(40)))
+    await engine.fall_asleep()  # so that the first step finds them all, and the parts are the same every time
+    asked = [asyncio.create_task(continued(row)) for row in range(40)]
+    await asyncio.sleep(1)
+    await engine.wake_up()
+    together = await asyncio.gather(*asked)
     # Under another version nothing is cached: each is read again, now alone and in one step.
     engine.version += 1000
-    assert [await continued(row) for row in range(0, 40, 4)] == together[::4]
+    assert [await continued(row) for row in range(40)] == together
 
 
 async def test_a_completion_ends_with_the_first_of_its_stop_tokens(engine: Engine) -> None:
