@@ -113,6 +113,7 @@ class Engine:
         """
         # Here, not at the top: importing vLLM takes seconds, and only this process needs it.
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from rlvr.inference.vllm_extension import WorkerExtension
@@ -126,6 +127,8 @@ class Engine:
             options["speculative_config"] = self.speculation()
         if settings.draft_schedule == "auto":
             options["scheduler_cls"] = "rlvr.inference.vllm_scheduler.make"
+        if current_platform.is_cpu():
+            options["distributed_executor_backend"] = "rlvr.inference.vllm_executor.ForkingExecutor"
         if settings.kv_cache_bytes is not None:
             options["kv_cache_memory_bytes"] = settings.kv_cache_bytes
         if not settings.enforce_eager:

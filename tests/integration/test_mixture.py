@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from rlvr.ledger import audit
 from rlvr.types import Episode, episode_from_json
@@ -52,9 +54,10 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def episodes_of(run: Run) -> list[Episode]:
-    files = sorted((run.folder / "episodes").glob("train-*.jsonl"))
-    return [episode_from_json(line) for file in files for line in file.read_text().splitlines()]
+def episodes_of(run: Run, start: int) -> list[Episode]:
+    """Those that one start of the run recorded."""
+    lines = (run.folder / "episodes" / f"train-{start:03d}.jsonl").read_text().splitlines()
+    return [episode_from_json(line) for line in lines]
 
 
 def position_of(run: Run) -> dict[str, Any]:
@@ -63,13 +66,17 @@ def position_of(run: Run) -> dict[str, Any]:
     return position
 
 
-def test_a_mixture_trains_each_environment_under_its_own_settings_and_is_evaluated(
+def test_a_mixture_trains_each_environment_under_its_own_settings_killed_in_between_and_is_evaluated(
     config: Path, tmp_path: Path
 ) -> None:
-    run = Run(config, tmp_path, "run.num_steps=5")
+    run = Run(config, tmp_path, "run.num_steps=40")
+    run.wait_for_step(3)
+    run.kill()
+    run = Run(config, tmp_path, "run.num_steps=7")
     assert run.wait() == 0, run.output()
+    assert "resumed from" in run.output()
     assert audit(run.folder / "ledger.jsonl") == []
-    episodes = episodes_of(run)
+    episodes = episodes_of(run, 1)
     groups = Counter((episode.task.environment, episode.id.rpartition("#")[0]) for episode in episodes)
     sizes = {name: {count for (each, _), count in groups.items() if each == name} for name in ("coin", "dialogue")}
     assert sizes == {"coin": {6}, "dialogue": {4}}
@@ -84,9 +91,10 @@ def test_a_mixture_trains_each_environment_under_its_own_settings_and_is_evaluat
     levels = {episode.task.level for episode in episodes if episode.task.environment == "leveled"}
     assert levels
     assert levels <= {"1", "2", "3"}
-    passed = position_of(run)["passed"]
-    assert set(passed["leveled/1"]) <= {1.0}
-    assert set(passed["leveled/3"]) <= {0.0}
+    position = position_of(run)
+    assert sum(position["tokens"]["coin"]) > 0
+    assert set(position["passed"]["leveled/1"]) <= {1.0}
+    assert set(position["passed"]["leveled/3"]) <= {0.0}
 
     names = {name for line in run.metrics() for name in line}
     wanted = {"reward/mean", "forced_fraction", "tool_calls/mean", "invalid_fraction", "completion_tokens/mean"}
@@ -101,36 +109,29 @@ def test_a_mixture_trains_each_environment_under_its_own_settings_and_is_evaluat
     command = [sys.executable, "-m", "rlvr.cli", "eval", str(run.folder), str(config), *settings, *options]
     subprocess.run(command, check=True, timeout=200)
     record = json.loads((output / "accuracy.json").read_text())
-    assert record["policy"].endswith("step-000005/model")
+    assert record["policy"].endswith("step-000007/model")
     cells = {(cell["environment"], cell["thinking_tokens"]): cell for cell in record["cells"]}
     assert set(cells) == {(name, tokens) for name in ("coin", "dialogue", "leveled") for tokens in (0, 6)}
     assert all(cell["num_judged"] == 16 and cell["num_invalid"] == 0 for cell in cells.values())
     assert cells["coin", 0]["thinking_tokens_mean"] == 0 < cells["coin", 6]["thinking_tokens_mean"] <= 6
 
 
-def test_a_mixture_whose_shares_move_is_killed_and_goes_on(config: Path, tmp_path: Path) -> None:
-    run = Run(config, tmp_path, "run.num_steps=40")
-    run.wait_for_step(3)
-    run.kill()
-    run = Run(config, tmp_path, "run.num_steps=6")
-    assert run.wait() == 0, run.output()
-    assert "resumed from" in run.output()
-    assert audit(run.folder / "ledger.jsonl") == []
-    position = position_of(run)
-    assert any(position["passed"].values())
-    assert sum(position["tokens"]["coin"]) > 0
-
-
-def test_synchronous_runs_whose_shares_move_are_the_same_run(config: Path, tmp_path: Path) -> None:
-    ledgers = []
+def test_synchronous_runs_with_one_seed_are_the_same_run_though_shares_move(config: Path, tmp_path: Path) -> None:
+    found = []
     for name in ("first", "second"):
         folder = tmp_path / name
         folder.mkdir()
         run = Run(config, folder, "rollout.max_staleness=0", "run.num_steps=4")
         assert run.wait() == 0, run.output()
+        assert all(line["staleness/max"] == 0 for line in run.metrics())
         trained = [line for line in run.ledger() if line["fate"] == "trained"]
-        ledgers.append(sorted((line["step"], line["ticket"], line["task"]) for line in trained))
-    assert ledgers[0] == ledgers[1]
+        ledger = sorted((line["step"], line["ticket"], line["task"]) for line in trained)
+        newest = max((run.folder / "checkpoints").glob("step-*"))
+        weights = load_file(newest / "model" / "model.safetensors")
+        found.append((ledger, [line["loss/policy"] for line in run.metrics()], weights))
+    assert found[0][:2] == found[1][:2]
+    assert found[0][2].keys() == found[1][2].keys()
+    assert all(torch.equal(found[0][2][name], found[1][2][name]) for name in found[0][2])
 
 
 def test_an_environment_that_only_yields_invalid_episodes_stops_the_run_with_its_name(
