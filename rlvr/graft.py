@@ -25,7 +25,7 @@ from rlvr.errors import ConfigError
 from rlvr.inference.engine import Engine, EngineSettings, environment_variables
 from rlvr.interfaces import Environment
 from rlvr.learner.attention import IMPLEMENTATION
-from rlvr.learner.model import PolicyModel
+from rlvr.learner.model import PolicyModel, companions
 from rlvr.learner.mtp import MtpLayer
 from rlvr.rollout.renderer import Renderer
 from rlvr.tokenizer import load_tokenizer
@@ -137,7 +137,7 @@ def convert(source: Path, target: Path, dtype: torch.dtype) -> PolicyModel:
     layer = MtpLayer(grafted.config)
     start_from_last_layer(layer, grafted)
     model = PolicyModel(grafted, layer).to(dtype)
-    model.save(target, companions=source if source.is_dir() else None)
+    model.save(target, companions=companions(source) if source.is_dir() else {})
     if source.is_file():
         load_tokenizer(source).save_pretrained(target)
     if torch.cuda.is_available():

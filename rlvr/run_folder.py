@@ -94,6 +94,7 @@ class RunFolder:
                 replaced.rename(whole)
         logs = (_LOG.match(file.name) for file in (self.path / "episodes").iterdir())
         self.start = max((int(log[1]) for log in logs if log), default=-1) + 1
+        self._origin = self.latest()
         self._write_config(dump(config))
         self._episodes: dict[str, IO[str]] = {
             kind: (self.path / "episodes" / f"{kind}-{self.start:03d}.jsonl").open("a") for kind in ("train", "eval")
@@ -172,7 +173,10 @@ class RunFolder:
         return folder
 
     def commit(self, folder: Path, state: RunState) -> Path:
-        """Make a written checkpoint the latest, and delete those past `run.keep_checkpoints`."""
+        """Make a written checkpoint the latest, and delete those past `run.keep_checkpoints`.
+
+        The one that this start goes on from stays besides: an engine that is replaced starts from its weights.
+        """
         with (folder / STATE_FILE).open("w") as file:
             file.write(types.to_json_line(state) + "\n")
             file.flush()
@@ -184,7 +188,8 @@ class RunFolder:
         shutil.rmtree(replaced, ignore_errors=True)
         whole = sorted(final.parent.glob("step-??????"))
         for old in whole[: -self._keep]:
-            shutil.rmtree(old)
+            if old != self._origin:
+                shutil.rmtree(old)
         return final
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ from rlvr.errors import ConfigError
 from rlvr.learner.checkpoint import load_state, save_state
 from rlvr.learner.gradients import clip_apart, group_gradients
 from rlvr.learner.metrics import summed_over_ranks
-from rlvr.learner.model import PolicyModel
+from rlvr.learner.model import PolicyModel, companions
 from rlvr.learner.publisher import IpcPublisher, MemoryPublisher, NcclPublisher, Publisher
 from rlvr.types import MicroBatch
 from rlvr.weights import Checksums, Weights, part_of
@@ -65,6 +65,7 @@ class Learner:
         self.rank = rank
         self.world_size = world_size
         self.model_folder = model_folder
+        self._companions = companions(model_folder) if rank == 0 else {}
         self.num_updates = 0
         settings = config.learner
         torch.set_num_threads(settings.num_threads)
@@ -309,7 +310,7 @@ class Learner:
         """Write a Hugging Face checkpoint that vLLM loads, MTP layer and tokenizer included. Rank 0 writes."""
         weights = list(self._full_weights())
         if self.rank == 0:
-            self.model.save(folder, companions=self.model_folder, weights=weights)
+            self.model.save(folder, companions=self._companions, weights=weights)
         dist.barrier()
 
     def _full_weights(self) -> Iterator[tuple[str, Tensor]]:

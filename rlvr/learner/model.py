@@ -11,10 +11,10 @@ and only for `ROWS_AT_ONCE` of them at a time.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +32,16 @@ from rlvr.weights import part_of
 ROWS_AT_ONCE = 4096
 _BLOCK = 128
 # Beside weights and config.json, what a checkpoint folder needs to be tokenized with and sampled from.
-COMPANION_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*tokens*.json", "chat_template*", "generation_config.json")
+_COMPANIONS = ("tokenizer*", "vocab.*", "merges.txt", "*tokens*.json", "chat_template*", "generation_config.json")
+
+
+def companions(folder: str | Path) -> dict[str, bytes]:
+    """The tokenizer and the generation settings of a checkpoint folder: contents by file name, for `PolicyModel.save`.
+
+    To be read when training starts: the folder may be gone when it ends.
+    """
+    files = {file for pattern in _COMPANIONS for file in Path(folder).glob(pattern)}
+    return {file.name: file.read_bytes() for file in sorted(files)}
 
 
 class PolicyOutput(NamedTuple):
@@ -149,13 +158,12 @@ class PolicyModel(nn.Module):
         self,
         folder: str | Path,
         *,
-        companions: str | Path | None = None,
+        companions: Mapping[str, bytes] = MappingProxyType({}),
         weights: Iterable[tuple[str, Tensor]] | None = None,
     ) -> None:
         """Write a checkpoint folder that transformers, vLLM and `load` read.
 
-        Tokenizer files and generation settings are copied from the folder `companions`. `weights` replaces the own
-        ones, where those are partitioned (ZeRO-3).
+        `weights` replaces the own ones, where those are partitioned (ZeRO-3).
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,9 +178,8 @@ class PolicyModel(nn.Module):
         elif self.mtp is not None:
             config |= {"architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if companions is not None and Path(companions).resolve() != folder.resolve():
-            for file in sorted({file for pattern in COMPANION_FILES for file in Path(companions).glob(pattern)}):
-                shutil.copy(file, folder)
+        for name, content in companions.items():
+            (folder / name).write_bytes(content)
 
 
 class TokenScores(nn.Module):

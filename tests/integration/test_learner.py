@@ -26,7 +26,7 @@ from rlvr.learner.attention import IMPLEMENTATION
 from rlvr.learner.checkpoint import load_state
 from rlvr.learner.gradients import clip_apart
 from rlvr.learner.learner import Learner
-from rlvr.learner.model import PolicyModel
+from rlvr.learner.model import PolicyModel, companions
 from rlvr.learner.mtp import MtpLayer
 from rlvr.types import LossSettings, Sample, TrainBatch
 from rlvr.weights import unpack
@@ -48,7 +48,7 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("policy")
     (source / "tokenizer.json").write_text("{}")
-    PolicyModel(Qwen2ForCausalLM(shape), MtpLayer(shape)).save(folder, companions=source)
+    PolicyModel(Qwen2ForCausalLM(shape), MtpLayer(shape)).save(folder, companions=companions(source))
     return folder
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from rlvr.errors import ConfigError
 from rlvr.learner import model as model_module
 from rlvr.learner.attention import IMPLEMENTATION
-from rlvr.learner.model import PolicyModel, has_mtp
+from rlvr.learner.model import PolicyModel, companions, has_mtp
 from rlvr.learner.mtp import CHECKPOINT_PREFIX, MtpLayer
 from rlvr.types import MicroBatch
 
@@ -145,7 +145,7 @@ def test_a_saved_checkpoint_loads_back_equal(tied: bool, mtp: bool, dtype: torch
     (tmp_path / "source" / "tokenizer.json").write_text("{}")
     (tmp_path / "source" / "generation_config.json").write_text("{}")
     model = tiny_policy(tied=tied, mtp=mtp).to(dtype)
-    model.save(tmp_path / "saved", companions=tmp_path / "source")
+    model.save(tmp_path / "saved", companions=companions(tmp_path / "source"))
     loaded = PolicyModel.load(tmp_path / "saved", dtype=dtype)
 
     expected, got = dict(model.named_weights()), dict(loaded.named_weights())

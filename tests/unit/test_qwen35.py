@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlvr.learner.model import PolicyModel, has_mtp
+from rlvr.learner.model import PolicyModel, companions, has_mtp
 from rlvr.types import MicroBatch
 from rlvr.weights import part_of
 from tests.tiny import write_qwen35
@@ -73,7 +73,7 @@ def test_a_checkpoint_is_saved_as_it_was_read(folder: Path, tmp_path: Path) -> N
     assert {name.split(".")[1] for name in names} == {
         "fc", "layers", "norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden",
     }  # fmt: skip
-    policy.save(tmp_path / "again", companions=folder)
+    policy.save(tmp_path / "again", companions=companions(folder))
     config = json.loads((tmp_path / "again" / "config.json").read_text())
     assert config["architectures"] == ["Qwen3_5ForCausalLM"]
     assert (config["model_type"], config["mtp_num_hidden_layers"]) == ("qwen3_5_text", 1)

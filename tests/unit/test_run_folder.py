@@ -119,6 +119,23 @@ def test_the_newest_checkpoints_are_kept_and_older_ones_deleted(folder: RunFolde
     assert folder.latest() == folder.path / "checkpoints" / "step-000100"
 
 
+def test_the_checkpoint_that_a_start_goes_on_from_stays_until_the_next_start(
+    config: RunConfig, folder: RunFolder
+) -> None:
+    for step in (1, 2):
+        save(folder, step)
+    folder.close()
+    resumed = RunFolder(config)
+    for step in (3, 4, 5):
+        save(resumed, step)
+    assert names(resumed) == ["step-000002", "step-000004", "step-000005"]
+    resumed.close()
+    again = RunFolder(config)
+    save(again, 6)
+    assert names(again) == ["step-000005", "step-000006"]
+    again.close()
+
+
 def test_saving_a_step_again_replaces_its_checkpoint(folder: RunFolder) -> None:
     save(folder, 4, "old")
     final = save(folder, 4, "new")
