@@ -1,6 +1,8 @@
 """Where vLLM 0.32.0's first model runner is wrong, and what is done about it in the worker process.
 
-On every device (a GPU has the second runner, which needs neither, unless vLLM is told or has to take the first):
+The CPU has that runner. A GPU has the second one, which needs none of this, unless vLLM is told or has to take the first.
+
+On every device:
 
 - *Drafts ignore a request's seed.* vLLM draws them from the process's generator, and which drafts are proposed decides
   which random numbers the policy's tokens are drawn with, so a seed does not repeat a completion.

@@ -92,6 +92,8 @@ def run(folder: Path, stage: int, dtype: str, ranks: int) -> list[dict[str, floa
     while time.monotonic() < deadline and not any(process.exitcode for process in processes):
         with contextlib.suppress(Empty):
             steps: list[dict[str, float]] = queue.get(timeout=1)
+            for process in processes:
+                process.join(60)
             return steps
     for process in processes:
         process.kill()
