@@ -1,6 +1,6 @@
 """Where vLLM 0.32.0's first model runner is wrong, and what is done about it in the worker process.
 
-The CPU has that runner. A GPU has the second one, which needs none of this, unless vLLM is told or has to take the first.
+The CPU has that runner. A GPU has the second one, which needs none of this, unless vLLM has to take the first.
 
 On every device:
 
