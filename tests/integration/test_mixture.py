@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -71,7 +72,9 @@ def test_a_mixture_trains_each_environment_under_its_own_settings_killed_in_betw
 ) -> None:
     run = Run(config, tmp_path, "run.num_steps=40")
     run.wait_for_step(3)
+    below = psutil.Process(run.process.pid).children(recursive=True)
     run.kill()
+    assert psutil.wait_procs(below, timeout=30)[1] == []
     run = Run(config, tmp_path, "run.num_steps=7")
     assert run.wait() == 0, run.output()
     assert "resumed from" in run.output()

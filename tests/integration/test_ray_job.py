@@ -88,14 +88,9 @@ def submit(cluster: dict[str, str], config: Path, *overrides: str, wait: bool) -
     return ray(cluster, *command, "--", "rlvr", "train", config.name, folder, *overrides, seconds=400)
 
 
-def test_a_submitted_job_trains_to_its_end_and_shows_its_log(cluster: dict[str, str], config: Path) -> None:
-    log = submit(cluster, config, "run.num_steps=3", wait=True)
-    assert re.search(r"step 3/3", log)
-    assert "succeeded" in log
-    assert audit(config.parent / "run" / "ledger.jsonl") == []
-
-
-def test_a_stopped_job_leaves_a_checkpoint_to_go_on_from(cluster: dict[str, str], config: Path) -> None:
+def test_a_stopped_job_leaves_a_checkpoint_from_which_the_next_trains_to_its_end_and_shows_its_log(
+    cluster: dict[str, str], config: Path
+) -> None:
     started = submit(cluster, config, "run.num_steps=100000", "run.checkpoint_every=100000", wait=False)
     found = re.search(r"raysubmit_\w+", started)
     assert found, started
@@ -106,4 +101,12 @@ def test_a_stopped_job_leaves_a_checkpoint_to_go_on_from(cluster: dict[str, str]
         time.sleep(0.2)
     ray(cluster, "job", "stop", found[0])
     assert "SIGTERM: ending the step" in ray(cluster, "job", "logs", found[0])
-    assert list((config.parent / "run" / "checkpoints").glob("step-??????/run.json"))
+    (checkpoint,) = (config.parent / "run" / "checkpoints").glob("step-??????")
+    assert (checkpoint / "run.json").exists()
+
+    last = int(checkpoint.name.removeprefix("step-")) + 3
+    log = submit(cluster, config, f"run.num_steps={last}", wait=True)
+    assert f"resumed from {checkpoint}" in log
+    assert f"step {last}/{last}" in log
+    assert "succeeded" in log
+    assert audit(config.parent / "run" / "ledger.jsonl") == []

@@ -37,7 +37,7 @@ class TossVerifier:
         if "/held_out/" in task.id and self._settings.witness:
             with Path(self._settings.witness).open("a") as file:
                 file.write(f"{task.id}\n")
-            time.sleep(0.5)  # an evaluation lasts long enough to be met
+            time.sleep(0.2)  # an evaluation lasts long enough to be met
         length = len(transcript[-1].thinking + transcript[-1].content)
         right = length % 2 == 0 or length <= self._settings.longest
         outcome: Outcome = "correct" if right else "incorrect"
