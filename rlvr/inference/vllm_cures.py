@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import vllm
 from vllm.platforms import current_platform
@@ -63,13 +64,18 @@ def _seed_drafts() -> None:
     llm_base_proposer.compute_probs_and_sample_next_token = seeded
 
 
+def _unread(runner: Any) -> np.ndarray[Any, Any]:
+    """Rows of the requests whose prompt this step does not read to its end."""
+    rows: np.ndarray[Any, Any] = runner.discard_request_mask.np[: runner.input_batch.num_reqs].nonzero()[0]
+    return rows
+
+
 def _draft_after_the_next_prompt_token() -> None:
     original = GPUModelRunner.propose_draft_token_ids
 
     def propose(runner: Any, *args: Any, **kwargs: Any) -> Any:
-        # Of a row that is not read to its end the drafter takes the last token before `num_tokens_no_spec`.
-        lengths = runner.input_batch.num_tokens_no_spec
-        unread = runner.discard_request_mask.np[: runner.input_batch.num_reqs].nonzero()[0]
+        # Of an unread row the drafter takes the last token before `num_tokens_no_spec`.
+        lengths, unread = runner.input_batch.num_tokens_no_spec, _unread(runner)
         whole = lengths[unread].copy()
         lengths[unread] = runner.optimistic_seq_lens_cpu.numpy()[unread] + 1
         try:
@@ -84,8 +90,9 @@ def _draft_beside_a_full_request() -> None:
     original = GPUModelRunner._input_fits_in_drafter
 
     def fits(runner: Any, metadata: Any) -> bool:
-        by_mtp = runner.speculative_config.method == "mtp" and metadata is not None
-        return by_mtp or bool(original(runner, metadata))
+        if runner.speculative_config.method == "mtp":
+            return metadata is not None
+        return bool(original(runner, metadata))
 
     GPUModelRunner._input_fits_in_drafter = fits
 
@@ -113,10 +120,9 @@ def _cure_cpu_rewinding() -> None:
     sample_tokens, bookkeeping = GPUModelRunner.sample_tokens, GPUModelRunner._bookkeeping_sync
 
     def of_unread_prompts(runner: Any) -> dict[int, torch.Generator]:
-        """Generators by row, of requests whose prompt is not read to its end."""
+        """Generators by row."""
         generators = runner.input_batch.generators
-        unread = runner.discard_request_mask.np[: runner.input_batch.num_reqs].nonzero()[0]
-        return {int(row): generators[int(row)] for row in unread if int(row) in generators}
+        return {row: generators[row] for row in _unread(runner).tolist() if row in generators}
 
     def rewound(runner: Any, *args: Any, **kwargs: Any) -> Any:
         before = [(generator, generator.get_state()) for generator in of_unread_prompts(runner).values()]

@@ -79,6 +79,8 @@ def test_a_mixture_trains_each_environment_under_its_own_settings_killed_in_betw
     assert run.wait() == 0, run.output()
     assert "resumed from" in run.output()
     assert audit(run.folder / "ledger.jsonl") == []
+    assert [line["step"] for line in run.metrics()] == list(range(1, 8))
+    assert {line["step"] for line in run.ledger() if line["fate"] == "trained"} == set(range(1, 8))
     episodes = episodes_of(run, 1)
     groups = Counter((episode.task.environment, episode.id.rpartition("#")[0]) for episode in episodes)
     sizes = {name: {count for (each, _), count in groups.items() if each == name} for name in ("coin", "dialogue")}
@@ -96,6 +98,7 @@ def test_a_mixture_trains_each_environment_under_its_own_settings_killed_in_betw
     assert levels <= {"1", "2", "3"}
     position = position_of(run)
     assert sum(position["tokens"]["coin"]) > 0
+    assert any(position["passed"].values())
     assert set(position["passed"]["leveled/1"]) <= {1.0}
     assert set(position["passed"]["leveled/3"]) <= {0.0}
 
