@@ -1,4 +1,4 @@
-"""Rollout tokens/s with MTP drafting against without, by the number of running requests: one engine on one GPU.
+"""Rollout tokens/s with MTP drafting against without, by the number of running requests.
 
     scripts/bench/gpu_mtp.py FOLDER|0.5b|1.5b [--drafts 0 1 auto] [--acceptance 0.8] [--schedule 1-128:1,129-512:0]
     scripts/bench/gpu_mtp.py tiny --cpu
@@ -6,19 +6,22 @@
 FOLDER is a checkpoint with an MTP layer, whose real acceptance is measured; a size is random weights, for which
 `--acceptance` sets the share of drafts that vLLM accepts (`rejection_sample_method = "synthetic"`, for measuring only).
 Each of `--drafts` is an engine of its own: so many tokens at once, by `--schedule` where one is given, or `auto`, at
-most `--most`, by the schedule that the engine measures (`inference.draft_schedule = "auto"`). Every
-request draws 256 tokens, past the end of its turn too, so that as many run to the last; its prompt is one of the math
-environment, or 64 random tokens. A round counts from its first request to its last token, after a short one of the
-same size to warm up, behind which `auto` chooses as it does after an update of the weights.
+most `--most`, by the schedule that the engine measures (`inference.draft_schedule = "auto"`). Each has a process and,
+while there are as many, a GPU of its own; they take turns round by round, so that one is measured at a time and all of
+them in the same minutes. Every request draws 256 tokens, past the end of its turn too, so that as many run to the last;
+its prompt is one of the math environment, or 64 random tokens. A round counts from its first request to its last token,
+after a short one of the same size to warm up, behind which `auto` chooses as it does after an update of the weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import os
 import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -48,12 +51,44 @@ def main() -> None:
     arguments.most = arguments.most or max([1, *(int(drafts) for drafts in arguments.drafts if drafts != "auto")])
     arguments.batches = arguments.batches or ([1, 4, 16] if arguments.cpu else [1, 16, 64, 256, 512])
     os.environ.update(environment_variables(num_threads=1, on_gpu=not arguments.cpu))
-    from gpu_common import SHAPES, random_policy
+    import torch
+    from gpu_common import SHAPES, device, random_policy, report
 
     folder = random_policy(arguments.policy) if arguments.policy in SHAPES else Path(arguments.policy)
-    speeds: dict[str, dict[int, float]] = {}  # by --drafts and number of requests
-    for drafts in arguments.drafts:
-        speeds[drafts] = asyncio.run(measure(arguments, folder, drafts, speeds))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    engines: dict[str, tuple[multiprocessing.process.BaseProcess, Connection]] = {}
+    for index, drafts in enumerate(arguments.drafts):
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[index % len(visible)]
+        ours, theirs = multiprocessing.get_context("spawn").Pipe()
+        process = multiprocessing.get_context("spawn").Process(target=serve, args=(arguments, folder, drafts, theirs))
+        process.start()
+        engines[drafts] = process, ours
+        if (index + 1) % len(visible) == 0 or index + 1 == len(arguments.drafts):  # one at a time starts on a GPU
+            for started in list(engines)[index // len(visible) * len(visible) :]:
+                print(f"--drafts {started}: engine started in {answer(engines[started]):.0f} s", flush=True)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
+
+    speeds: dict[str, dict[int, float]] = {drafts: {} for drafts in arguments.drafts}  # by --drafts and requests
+    for batch in arguments.batches:
+        rounds: dict[str, list[dict[str, Any]]] = {drafts: [] for drafts in arguments.drafts}
+        prepared = {drafts: ask(engines[drafts], "prepare", batch) for drafts in arguments.drafts}
+        for _ in range(arguments.rounds):
+            for drafts in arguments.drafts:
+                rounds[drafts].append(ask(engines[drafts], "round", batch))
+        for drafts, measured in rounds.items():
+            each = [one["produced"] / one["seconds"] for one in measured]
+            speeds[drafts][batch] = speed = median(each)
+            drafted, accepted = (sum(one[key] for one in measured) for key in ("drafted", "accepted"))
+            report(
+                program="gpu_mtp", policy=folder.name, drafts=drafts, batch=batch, eager=arguments.eager,
+                **prepared[drafts], tokens_per_second=speed, rounds=[round(one) for one in each],
+                against_first=speed / speeds[arguments.drafts[0]][batch], acceptance=accepted / max(drafted, 1),
+                by_position=ask(engines[drafts], "positions", batch), device=device(),
+            )  # fmt: skip
+    for process, pipe in engines.values():
+        pipe.send(None)
+        process.join(60)
+        process.kill()
     print(f"\ntokens/s, as a ratio to --drafts {arguments.drafts[0]}, by running requests")
     print("".join(f"{title:>10}" for title in ("", *arguments.batches)))
     for drafts, found in speeds.items():
@@ -74,8 +109,25 @@ def parse_schedule(text: str) -> DraftSchedule:
     return tuple(entries)
 
 
-async def measure(arguments: Any, folder: Path, drafts: str, before: dict[str, dict[int, float]]) -> dict[int, float]:
-    from gpu_common import device, prompts, report
+def ask(engine: tuple[multiprocessing.process.BaseProcess, Connection], what: str, batch: int) -> Any:
+    engine[1].send((what, batch))
+    return answer(engine)
+
+
+def answer(engine: tuple[multiprocessing.process.BaseProcess, Connection], deadline_seconds: float = 400) -> Any:
+    process, pipe = engine
+    if not pipe.poll(deadline_seconds):
+        raise TimeoutError(f"the engine in process {process.pid} did not answer in {deadline_seconds:.0f} s")
+    return pipe.recv()
+
+
+def serve(arguments: argparse.Namespace, folder: Path, drafts: str, pipe: Connection) -> None:
+    asyncio.run(engine_on_request(arguments, folder, drafts, pipe))
+
+
+async def engine_on_request(arguments: argparse.Namespace, folder: Path, drafts: str, pipe: Connection) -> None:
+    """Starts the engine, answers with the seconds that took, and then does what `pipe` asks for, to a None."""
+    from gpu_common import prompts
 
     num_draft_tokens = arguments.most
     schedule: DraftSchedule | Literal["auto"] = "auto"
@@ -115,34 +167,37 @@ async def measure(arguments: Any, folder: Path, drafts: str, before: dict[str, d
     )
     started = time.perf_counter()
     await engine.start()
-    start_seconds = time.perf_counter() - started
+    pipe.send(time.perf_counter() - started)
     auto = engine.depth_by_load
     costs = {size: [float(f"{cost:.4g}") for cost in of_size] for size, of_size in auto.costs.items()} if auto else {}
-    found: dict[int, float] = {}
-    for batch in arguments.batches:
+    while True:
+        try:
+            request = await asyncio.to_thread(pipe.recv)
+        except EOFError:  # the program that asks has ended
+            request = None
+        if request is None:
+            break
+        what, batch = request
         asked = prompts(folder, batch)
-        await one_round(engine, asked, 16)
-        engine.acceptance_by_position()
-        if auto is not None:
-            await auto.choose()
-        rounds = [await one_round(engine, asked, arguments.tokens) for _ in range(arguments.rounds)]
-        by_position = engine.acceptance_by_position()
-        completions = [completion for of_round, _ in rounds for completion in of_round]
-        produced = sum(len(completion.token_ids) for completion in completions)
-        drafted = sum(completion.num_draft_tokens for completion in completions)
-        accepted = sum(completion.num_accepted_tokens for completion in completions)
-        speeds = [sum(len(completion.token_ids) for completion in of_round) / seconds for of_round, seconds in rounds]
-        found[batch] = speed = median(speeds)
-        first = next(iter(before.values()), found)[batch]
-        report(
-            program="gpu_mtp", policy=folder.name, drafts=drafts, batch=batch, eager=arguments.eager,
-            schedule=as_schedule(auto.depths) if auto else arguments.schedule, step_seconds=costs,
-            tokens_per_second=speed, rounds=[round(each) for each in sorted(speeds)], against_first=speed / first,
-            tokens=produced, acceptance=accepted / drafted if drafted else 0.0,
-            by_position=[round(share, 4) for share in by_position], start_seconds=start_seconds, device=device(),
-        )  # fmt: skip
+        if what == "prepare":
+            await one_round(engine, asked, 16)
+            if auto is not None:
+                await auto.choose()
+            engine.acceptance_by_position()  # counts from here on
+            pipe.send({"schedule": as_schedule(auto.depths) if auto else arguments.schedule, "step_seconds": costs})
+        elif what == "round":
+            completions, seconds = await one_round(engine, asked, arguments.tokens)
+            pipe.send(
+                {
+                    "seconds": seconds,
+                    "produced": sum(len(completion.token_ids) for completion in completions),
+                    "drafted": sum(completion.num_draft_tokens for completion in completions),
+                    "accepted": sum(completion.num_accepted_tokens for completion in completions),
+                }
+            )
+        else:
+            pipe.send([round(share, 4) for share in engine.acceptance_by_position()])
     await engine.stop()
-    return found
 
 
 async def one_round(engine: Engine, asked: Sequence[tuple[int, ...]], tokens: int) -> tuple[list[Completion], float]:
