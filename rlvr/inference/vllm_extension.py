@@ -112,6 +112,12 @@ class _InPlace:
             self._sums[self.part] = lambda: found
             super().start_weight_update()  # type: ignore[misc]
 
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        if self._plan is None:
+            super().update_weights(update_info)  # type: ignore[misc]
+        else:  # without waiting for the GPU: that is done once, when both parts are queued
+            self.receive_weights(self.parse_update_info(update_info))  # type: ignore[attr-defined]
+
     def receive_weights(self, update_info: Any) -> None:
         if (plan := self._plan) is None:
             self._receive_by_backend(update_info)
@@ -119,7 +125,7 @@ class _InPlace:
             self.receive_in_place(plan, update_info)
 
     def receive_in_place(self, plan: Plan, update_info: Any) -> None:
-        """Receive and load by the plan, all of it done when this returns; here by the loop that the backend has."""
+        """Receive and load by the plan, or have it queued on the GPU; here by the loop that the backend has."""
         self._receive_by_backend(update_info)
 
     def _receive_by_backend(self, update_info: Any) -> None:
@@ -268,7 +274,6 @@ class IpcTransferEngine(_InPlace, IPCWeightTransferEngine):
             packed = rebuild_cuda_tensor(*here)  # type: ignore[no-untyped-call]
             self._mapped[self.part] = (handle, packed)
         load(packed[: load.num_bytes])
-        torch.cuda.current_stream().synchronize()
 
     def shutdown(self) -> None:
         self._mapped.clear()
@@ -308,6 +313,9 @@ class WorkerExtension:
                 except Exception as error:
                     raise RuntimeError(f"could not {name} its {part}: {error!r}") from error
                 seconds[f"to {name} its {part}"] = time.perf_counter() - started
+        started = time.perf_counter()
+        torch.accelerator.synchronize()
+        seconds["to load its last bytes"] = time.perf_counter() - started
         return seconds, loading
 
     def rlvr_checksums(self) -> tuple[int, int]:

@@ -1,11 +1,14 @@
 """Weight sync as a run does it: learner ranks and an engine in their Ray actors, requests running meanwhile.
 
-    scripts/bench/gpu_sync.py 1.5b nccl|ipc|memory [--zero 2] [--rounds 6]
+    scripts/bench/gpu_sync.py 1.5b nccl|ipc|memory [--zero 2] [--rounds 6] [--learner-idle]
 
 The first version goes through vLLM's reload, the later ones in place where they can. For both it says: how long
 requests stood still; how long the transfer took (receiving and loading, policy and draft), as GB/s, and as a share of
 what a plain copy of as many bytes over the same link makes; and how long preparing and finishing took. Versions whose
 checksums or probe disagree end the program. `ipc` shares one GPU between learner and engine; `nccl` needs two.
+
+As in a run the learner scores the probe meanwhile, on a shared GPU in turns with the transfer; with `--learner-idle` it
+has done so before.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import argparse
 import asyncio
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import ray
@@ -36,6 +39,7 @@ def main() -> None:
     parser.add_argument("--zero", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--learner-idle", action="store_true")
     arguments = parser.parse_args()
     folder = random_policy(arguments.size)
     shared = arguments.transport == "ipc"
@@ -64,9 +68,8 @@ async def measure(arguments: Any, config: Any, folder: str) -> None:
         await starting
         print(f"{part} there after {time.perf_counter() - began:.1f} s", flush=True)
 
-    async def probe(reference: Any) -> Probe:
-        expected = await learner.value(reference)
-        return Probe(token_ids=PROBE, expected=tuple(expected[1:]), tolerance=1.0)
+    async def probe(expected: Awaitable[list[float]]) -> Probe:
+        return Probe(token_ids=PROBE, expected=tuple((await expected)[1:]), tolerance=1.0)
 
     rounds = []
     for version in range(1, arguments.rounds + 1):
@@ -77,10 +80,13 @@ async def measure(arguments: Any, config: Any, folder: str) -> None:
         await asyncio.sleep(0.3)
         weights, checksums = learner.weights(version)
         engine.to_publish(weights)
+        expected = asyncio.ensure_future(learner.value(learner.logprobs(PROBE)))
+        if arguments.learner_idle:
+            await asyncio.wait([expected])
         began = time.perf_counter()
         sent = asyncio.create_task(learner.checksums(checksums))
         sent.add_done_callback(lambda _, began=began: learner_seconds.append(time.perf_counter() - began))
-        outcome = await publish(version, sent, [engine], probe(learner.logprobs(PROBE)))
+        outcome = await publish(version, sent, [engine], probe(expected))
         completions = await asyncio.gather(*running)
         across = sum(len(completion.weight_spans) > 1 for completion in completions)
         rounds.append(outcome)
@@ -91,6 +97,7 @@ async def measure(arguments: Any, config: Any, folder: str) -> None:
     link = link_rate(arguments.transport, num_bytes)
     report(
         program="gpu_sync", size=arguments.size, transport=arguments.transport, zero=arguments.zero,
+        learner_idle=arguments.learner_idle,
         gigabytes=num_bytes / 1e9, link_gigabytes_per_second=link, device=device(),
         learner_seconds=statistics.median(learner_seconds[1:]),
         probe_error=max(outcome.probe_error for outcome in rounds),

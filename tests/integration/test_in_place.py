@@ -246,7 +246,6 @@ def test_what_the_learner_queues_is_what_an_engine_loads_whatever_the_buckets(
     from rlvr.learner.publisher import NcclPublisher
 
     pretend(monkeypatch)
-    monkeypatch.setattr("rlvr.inference.in_place._LARGE", 4_000)
     monkeypatch.setattr("rlvr.learner.publisher.BROADCAST_BYTES", bucket_bytes)
     name, part = CASES[case]
     subject, reloaded = Subject(folders[name], part), Subject(folders[name], part)
@@ -277,16 +276,14 @@ def test_what_the_learner_queues_is_what_an_engine_loads_whatever_the_buckets(
         assert subject.bits() == reloaded.bits()
 
 
-@pytest.mark.parametrize("large", [0, 4_000, 10**9])
 @pytest.mark.parametrize("case", CASES)
-def test_what_lies_packed_in_the_learners_memory_is_what_an_engine_loads_whatever_is_copied_together(
-    case: str, large: int, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+def test_what_lies_packed_in_the_learners_memory_is_what_an_engine_loads(
+    case: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rlvr.inference import vllm_extension
     from rlvr.learner.publisher import IpcPublisher
 
     pretend(monkeypatch)
-    monkeypatch.setattr("rlvr.inference.in_place._LARGE", large)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="this"))
     name, part = CASES[case]
     subject, reloaded = Subject(folders[name], part), Subject(folders[name], part)
@@ -337,7 +334,27 @@ def test_rows_of_one_parameter_are_copied_together(folders: dict[str, Path]) -> 
     subject.update(weights)
     plan = subject.transfer._plans["policy"]
     load = plan.packed([plan._pieces[name][0] for name, _ in weights])
-    assert len(load.small) == len(list(subject.model.parameters())) < len(weights)
+    assert len(load.copies) == len(list(subject.model.parameters())) < len(weights)
+
+
+def test_bytes_are_copied_as_they_are_whether_they_make_whole_words_or_not() -> None:
+    from rlvr.inference.in_place import Copy, PackedLoad
+
+    generator, words_too = random.Random(0), False
+    for _ in range(50):
+        packed = torch.randint(0, 256, (4_096,), dtype=torch.uint8)
+        live, expected = torch.zeros(8_192, dtype=torch.uint8), torch.zeros(8_192, dtype=torch.uint8)
+        copies, start, target = [], 0, 0
+        while (size := generator.choice([1, 2, 3, 4, 6, 8, 64, 128])) + start <= len(packed):
+            copies.append(Copy(live[target : target + size], start))
+            expected[target : target + size] = packed[start : start + size]
+            start += size
+            target += size + generator.choice([0, 0, 1, 4])
+        load = PackedLoad(copies, start)
+        load(packed[:start])
+        assert live.equal(expected)
+        words_too |= len(load._pieces) == 2
+    assert words_too
 
 
 # --- what is not in place

@@ -28,6 +28,7 @@ from rlvr.learner.gradients import clip_apart
 from rlvr.learner.learner import Learner
 from rlvr.learner.model import PolicyModel, companions
 from rlvr.learner.mtp import MtpLayer
+from rlvr.learner.publisher import NcclPublisher
 from rlvr.types import LossSettings, Sample, TrainBatch
 from rlvr.weights import unpack
 
@@ -101,6 +102,14 @@ def snapshot(learner: Learner) -> dict[str, np.ndarray[Any, Any]]:
     return {name: as_float32(tensor) for name, tensor in unpack(packed.manifest, torch.from_numpy(packed.buffer))}
 
 
+def pieces(learner: Learner) -> dict[str, np.ndarray[Any, Any]]:
+    """The weights as a rank puts them together to send them to another GPU; on every rank."""
+    named, partitioned = list(learner.model.named_weights()), learner.config.learner.zero_stage == 3
+    publisher = NcclPublisher(named, lambda: iter(()), rank=learner.rank, partitioned=partitioned)
+    found = (torch.cat(publisher._pieces([parameter])).view(parameter.dtype) for _, parameter in named)
+    return {name: as_float32(flat) for (name, _), flat in zip(named, found, strict=True)}
+
+
 def as_float32(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """Exact: bfloat16 is a prefix of float32."""
     return tensor.float().numpy()
@@ -111,6 +120,7 @@ def run_steps(learner: Learner, folder: Path, scale: float = 1.0) -> Result:
     metrics = train(learner, range(3), scale)
     return {
         "metrics": metrics, "before": before, "weights": snapshot(learner), "probe": learner.logprobs(PROBE),
+        "pieces": pieces(learner),
     }  # fmt: skip
 
 
@@ -275,6 +285,8 @@ def assert_equal(results: list[Result], reference: Result) -> None:
         for got, expected in zip(result["metrics"], reference["metrics"], strict=True):
             assert {name: got[name] for name in expected} == pytest.approx(expected, rel=2e-5, abs=1e-6)
         assert result["probe"] == pytest.approx(reference["probe"], abs=1e-5)
+        for name, whole in results[0]["weights"].items():
+            np.testing.assert_array_equal(result["pieces"][name], whole.ravel(), err_msg=name)
     assert list(results[0]["weights"]) == list(reference["weights"])
     for name, expected in reference["weights"].items():
         np.testing.assert_allclose(results[0]["weights"][name], expected, atol=2e-5, rtol=0, err_msg=name)

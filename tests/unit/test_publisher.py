@@ -16,6 +16,8 @@ from tests.fake_cuda import FakeStream, pretend
 
 NAMES = ("model.a", "model.b", f"{DRAFT_PREFIX}0.c")
 PARAMETERS = [(name, torch.nn.Parameter(torch.full((3,), float(i)))) for i, name in enumerate(NAMES)]
+for _, _parameter in PARAMETERS:
+    _parameter.ds_tensor = torch.cat([_parameter.detach(), torch.zeros(1)])  # a share, padded, as under ZeRO-3
 SENT = [parameter.detach().numpy().tobytes() for _, parameter in PARAMETERS]
 VLLM = "vllm.distributed.weight_transfer"
 
@@ -30,11 +32,11 @@ class FakeGroup:
 
     def broadcast(self, tensor: torch.Tensor, *, src: int, stream: FakeStream | None = None) -> None:
         assert src == 0
-        self._asked += 1
         if len(self.received) != self._stops_at:
             self.received.append(tensor.numpy().tobytes())
         elif self._error is not None:
             raise self._error
+        self._asked += 1
 
     def over(self) -> bool:
         """Whether what was asked of it is done, or nobody does it any more."""
@@ -48,12 +50,8 @@ class FakeGroup:
 def meet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., NcclPublisher]:
     """A publisher that has met a group; only the calls to CUDA and NCCL are replaced."""
 
-    def produce(*, iterator: Iterator[tuple[str, torch.Tensor]], group: FakeGroup, **_: Any) -> None:
-        for _name, tensor in iterator:
-            group.broadcast(tensor, src=0)
-
     groups: list[FakeGroup] = []
-    monkeypatch.setattr(f"{VLLM}.packed_tensor.packed_nccl_broadcast_producer", produce)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
     monkeypatch.setattr(f"{VLLM}.nccl_common.stateless_init_process_group", lambda *_: groups[-1])
     monkeypatch.setattr("rlvr.learner.publisher.BROADCAST_BYTES", 1)  # so that each tensor is a bucket
     pretend(monkeypatch, lambda: all(group.over() for group in groups))
