@@ -29,6 +29,7 @@ from rlvr.weights import PARTS, Checksums, Part, Weights
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_QUESTIONS = 0.005
 
 Transport = Literal["memory", "ipc", "nccl"]
 
@@ -261,12 +262,12 @@ class Engine:
             await self._label(weights.version)
             await self._phase("to resume", self._llm.resume_generation())
             resumed = time.perf_counter()
-            received = (await self._phase("to sum what it loaded", self._llm.collective_rpc("rlvr_checksums")))[0]
+            received = await self._phase("to sum what it loaded", self._checksums())
             if self.depth_by_load is not None:
                 await self._phase("to choose its draft depths", self.depth_by_load.choose())
         return UpdateReport(
             version=weights.version,
-            checksums=Checksums(*received),
+            checksums=received,
             paused_seconds=resumed - paused,
             total_seconds=time.perf_counter() - started,
             phases=self._phases,
@@ -287,6 +288,13 @@ class Engine:
                 raise WeightSyncError(f"version {weights.version} was not taken: {error!r}") from error
         self._phases |= seconds
         return cast("dict[Part, str]", loading)
+
+    async def _checksums(self) -> Checksums:
+        while True:
+            (found,) = await self._llm.collective_rpc("rlvr_checksums")
+            if found is not None:
+                return Checksums(*found)
+            await asyncio.sleep(_SECONDS_BETWEEN_QUESTIONS)
 
     async def _phase(self, waited_for: str, work: Coroutine[Any, Any, Any]) -> Any:
         started = time.perf_counter()

@@ -12,6 +12,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,9 @@ from rlvr.inference.engine import Transport, backend_name
 from rlvr.inference.in_place import Incoming, NotInPlace, PackedLoad, Plan
 from rlvr.inference.orphans import end_with_owner
 from rlvr.weights import PARTS, Checksums, Entry, Fingerprint, Part, checksums, cut, unpack
+
+_SUMMER = ThreadPoolExecutor(1, "rlvr-sums")
+_SECONDS_TO_SUM = 0.001  # for which a step may as well wait
 
 
 class _Receiver:
@@ -69,6 +74,9 @@ class _InPlace:
     model: Any
     model_config: Any
     _default_model: Any
+    device: torch.device
+    _sum_stream: torch.cuda.Stream | None = None
+    _summing: Future[Checksums] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -89,9 +97,27 @@ class _InPlace:
 
     def checksums(self) -> Checksums:
         """Of both parts as the last update brought them; of live parameters where it wrote those itself."""
-        sums = {part: self._sums[part]() if part in self._sums else Fingerprint() for part in PARTS}
-        self._sums = {}
-        return checksums(sums)
+        with self._beside_steps():
+            sums = {part: self._sums[part]() if part in self._sums else Fingerprint() for part in PARTS}
+            self._sums = {}
+            return checksums(sums)
+
+    def summed(self) -> Checksums | None:
+        """`checksums`, by a thread that the first call starts; None until it is done. No step begins during a call."""
+        if self._summing is None:
+            self._summing = _SUMMER.submit(self.checksums)
+        if not wait([self._summing], _SECONDS_TO_SUM).done:
+            return None
+        summing, self._summing = self._summing, None
+        return summing.result()
+
+    def _beside_steps(self) -> AbstractContextManager[Any]:
+        """On a GPU a stream of its own, which steps do not wait for."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        if self._sum_stream is None:
+            self._sum_stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._sum_stream)
 
     def start_weight_update(self) -> None:
         if self.part == "policy":  # with which an update begins
@@ -318,11 +344,11 @@ class WorkerExtension:
         seconds["to load its last bytes"] = time.perf_counter() - started
         return seconds, loading
 
-    def rlvr_checksums(self) -> tuple[int, int]:
-        """Of policy and draft as the last update brought them to this process (`rlvr.weights.Checksums`)."""
+    def rlvr_checksums(self) -> Checksums | None:
+        """Of policy and draft as the last update brought them to this process; None while they are being summed."""
         worker: Any = self
-        checksums: tuple[int, int] = worker.weight_transfer_engine.checksums()
-        return checksums
+        engine: _InPlace = worker.weight_transfer_engine
+        return engine.summed()
 
     def rlvr_process_id(self) -> int:
         """So that a test can kill the process that holds the model."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import os
 import random
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +100,12 @@ class Subject:
 
     def update(self, weights: Weights, borders: Sequence[int] = ()) -> Checksums:
         """Policy or draft, in buckets cut at `borders`."""
+        self.load(weights, borders)
+        sums: Checksums = self.transfer.checksums()
+        return sums
+
+    def load(self, weights: Weights, borders: Sequence[int] = ()) -> None:
+        """An update without its checksums."""
         from rlvr.inference.vllm_extension import MemoryUpdateInfo
 
         self.transfer._sums = {}
@@ -107,8 +115,6 @@ class Subject:
             for first, last in zip([0, *borders], [*borders, len(manifest)], strict=True):
                 self.transfer.receive_weights(MemoryUpdateInfo(path=path, manifest=manifest[first:last]))
         self.transfer.finish_weight_update()
-        sums: Checksums = self.transfer.checksums()
-        return sums
 
     @property
     def loading(self) -> str:
@@ -355,6 +361,27 @@ def test_bytes_are_copied_as_they_are_whether_they_make_whole_words_or_not() -> 
         assert live.equal(expected)
         words_too |= len(load._pieces) == 2
     assert words_too
+
+
+def test_who_asks_for_sums_is_not_held_up_by_them_and_hears_of_each_update_once(folders: dict[str, Path]) -> None:
+    subject = Subject(folders["llama"], "policy")
+    transfer, may_sum, sum_up = subject.transfer, threading.Event(), subject.transfer.checksums
+
+    def held_up() -> Checksums:
+        assert may_sum.wait(60)
+        return sum_up()
+
+    transfer.checksums = held_up
+    for seed in range(2):
+        weights = checkpoint(folders["llama"], "policy", seed)
+        subject.load(weights)
+        assert transfer.summed() is None
+        assert transfer.summed() is None
+        may_sum.set()
+        while (found := transfer.summed()) is None:
+            time.sleep(0.001)
+        assert found == published(weights)
+        may_sum.clear()
 
 
 # --- what is not in place
