@@ -19,11 +19,10 @@ from rlvr.config import RunConfig
 from rlvr.errors import ComponentDied, DeadlineExceeded, EngineLost, RlvrError
 from rlvr.inference.engine import Engine, EngineSettings, UpdateReport, environment_variables
 from rlvr.inference.router import Router
-from rlvr.learner.publisher import nccl_init_info
 from rlvr.placement import Placement
 from rlvr.rollout.worker import Order, RolloutWorker
 from rlvr.types import Completion, Group, MicroBatch, SamplingParams
-from rlvr.weights import Checksums
+from rlvr.weights import Checksums, nccl_init_info
 
 # Requests wait inside the actors; only their number is bounded here, and far above what slots allow.
 _MAX_CONCURRENCY = 10_000

@@ -31,6 +31,9 @@ PARTS: tuple[Part, Part] = ("policy", "draft")
 DRAFT_PREFIX = "model.mtp_layers."
 _DRAFT_PREFIXES = (DRAFT_PREFIX, "mtp.")
 _ALIGNMENT = 64
+# A bucket is broadcast once it holds more than this, and two of them are held on either side.
+BROADCAST_BYTES = 256 * 2**20
+BROADCAST_BUFFERS = 2
 
 
 class Entry(NamedTuple):
@@ -147,6 +150,19 @@ def description(entries: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> di
         "names": [name for name, _, _ in entries],
         "dtype_names": [str(dtype).removeprefix("torch.") for _, dtype, _ in entries],
         "shapes": [list(shape) for _, _, shape in entries],
+    }
+
+
+def nccl_init_info(*, master_addr: str, master_port: int, num_engines: int, index: int) -> dict[str, Any]:
+    """What engine `index` is told for meeting the learner's `NcclPublisher`."""
+    return {
+        "master_address": master_addr,
+        "master_port": master_port,
+        "rank_offset": 1 + index,
+        "world_size": 1 + num_engines,
+        "packed": True,
+        "packed_buffer_size_bytes": BROADCAST_BYTES,
+        "packed_num_buffers": BROADCAST_BUFFERS,
     }
 
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from rlvr.errors import DeadlineExceeded, WeightSyncError
 from rlvr.weights import (
+    BROADCAST_BUFFERS,
+    BROADCAST_BYTES,
     BroadcastWeights,
     Checksums,
     DeviceWeights,
@@ -34,9 +36,6 @@ from rlvr.weights import (
     part_of,
 )
 
-# A bucket is sent once it holds more than this, and two of them are held on either side.
-BROADCAST_BYTES = 256 * 2**20
-BROADCAST_BUFFERS = 2
 # What was being sent ends within this once its group is gone.
 ABANDON_SECONDS = 30.0
 _SECONDS_BETWEEN_LOOKS = 0.001
@@ -271,19 +270,6 @@ class NcclPublisher(Publisher):
                 left -= len(pieces[-1])
             start += len(share)
         return pieces
-
-
-def nccl_init_info(*, master_addr: str, master_port: int, num_engines: int, index: int) -> dict[str, Any]:
-    """What engine `index` is told for meeting `NcclPublisher.connect`."""
-    return {
-        "master_address": master_addr,
-        "master_port": master_port,
-        "rank_offset": 1 + index,
-        "world_size": 1 + num_engines,
-        "packed": True,
-        "packed_buffer_size_bytes": BROADCAST_BYTES,
-        "packed_num_buffers": BROADCAST_BUFFERS,
-    }
 
 
 def _by_part(parameters: NamedParameters) -> dict[Part, NamedParameters]:

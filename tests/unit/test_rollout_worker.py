@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from rlvr.errors import EngineLost
 from rlvr.interfaces import Environment, EnvironmentSettings
 from rlvr.rollout.worker import Order, RolloutWorker
+from rlvr.starter.tokenizer import train_tokenizer
 from rlvr.types import Completion, Message, SamplingParams, Split, Task, Verdict
 from tests.fakes import CharacterTokenizer, FakeVerifier, make_completion, make_task, make_verdict
 
@@ -148,3 +151,18 @@ async def test_no_episode_plays_on_when_its_group_is_lost() -> None:
     await asyncio.sleep(0.1)
     await worker.close()
     assert engine.running == 0
+
+
+def test_a_rollout_worker_starts_without_torch(tmp_path: Path) -> None:
+    """Which would take it three seconds, and there are many."""
+    train_tokenizer(["What is 12 + 30?"]).save_pretrained(tmp_path)
+    script = (
+        "import sys; import rlvr.actors; from rlvr.plugins import make_environment\n"
+        "from rlvr.rollout.renderer import Renderer; from rlvr.tokenizer import load_tokenizer\n"
+        f"renderer = Renderer(load_tokenizer({str(tmp_path)!r}))\n"
+        "for name in ('math_solver', 'code_sandbox', 'sql_database', 'tool_use'):\n"
+        "    renderer.start(next(iter(make_environment(name, {}).tasks('train'))).prompt)\n"
+        "print([name for name in ('torch', 'vllm', 'deepspeed') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "[]"
