@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cache
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 # Before torch is imported: on shared cores, threads that spin while they wait cost a factor of ten.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Ray gives its workers a low priority, and a run's engine starved beside whatever the other file's tests computed.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # A busy machine is no test's fault. The rest is as Hypothesis has it here, and in CI.
 settings.register_profile("rlvr", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rlvr")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment_of_its_own() -> Iterator[None]:
+    """What a file's tests set for engines in this process is not for the runs that the next file starts."""
+    with patch.dict(os.environ):
+        yield
 
 
 def _has_gpu() -> bool:

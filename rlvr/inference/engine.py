@@ -83,11 +83,13 @@ def environment_variables(*, num_threads: int, on_gpu: bool) -> dict[str, str]:
         # vLLM forks unless it sees that CUDA is in use, and does not see it where C++ alone has begun to use it.
         variables["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     else:
-        # libgomp spins at barriers, which on shared cores costs a factor of 10; Intel's OpenMP sleeps.
+        # libgomp spins at barriers, which on shared cores costs a factor of 10; Intel's OpenMP sleeps. Told
+        # nothing of binding, it holds a forked process to the first core: vLLM's worker, whatever number of threads.
         openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
         variables |= {
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(num_threads),
+            "OMP_PROC_BIND": "false",
             "KMP_BLOCKTIME": "0",
         } | ({"LD_PRELOAD": str(openmp)} if openmp.exists() else {})
     return variables

@@ -42,6 +42,11 @@ async def engine(folders: dict[int, Path], request: pytest.FixtureRequest) -> As
         yield engine
 
 
+async def test_the_models_process_may_run_on_every_processor(engine: Engine) -> None:
+    """Intel's OpenMP holds a forked process to the first one unless told not to."""
+    assert os.sched_getaffinity(await engine.process_id()) == os.sched_getaffinity(0)
+
+
 def hugging_face(folder: Path) -> torch.nn.Module:
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model
