@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -117,6 +118,30 @@ def test_a_rank_that_cannot_send_still_gathers_to_the_end_with_the_others(meet: 
     whole = FakeGroup()
     assert meet(whole, publisher).send() == published()
     assert whole.received == SENT
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("NCCL error")])
+def test_two_ranks_gather_every_bucket_whether_it_can_be_sent_or_not(
+    error: Exception | None, meet: Callable[..., NcclPublisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the other one would wait for this one."""
+    other: list[torch.Tensor] = []  # shares of rank 1, of which the last element is padding
+    for _, parameter in PARAMETERS:
+        whole = parameter.detach()
+        monkeypatch.setattr(parameter, "ds_tensor", whole[:2].clone())
+        other.append(torch.cat([whole[2:], torch.ones(1)]).view(torch.uint8))
+
+    def gather(output: torch.Tensor, mine: torch.Tensor) -> None:
+        output.copy_(torch.cat([mine, other.pop(0)]))
+
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_gather_into_tensor", gather)
+    group = FakeGroup(stops_at=0 if error else None, error=error)
+    publisher = meet(group, partitioned=True)
+    with contextlib.nullcontext() if error is None else pytest.raises(WeightSyncError, match="NCCL error"):
+        assert publisher.send() == published()
+    assert other == []
+    assert group.received == ([] if error else SENT)
 
 
 def published() -> Any:
