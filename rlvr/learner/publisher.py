@@ -109,7 +109,7 @@ class IpcPublisher(Publisher):
         sums = fingerprints()
         for name, tensor in self.stream():
             part = part_of(name)
-            flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+            flat = _bytes(tensor)
             self._buffers[part][ends[part] : ends[part] + len(flat)].copy_(flat)
             ends[part] += len(flat)
             sums[part].add(name, tensor)
@@ -177,24 +177,18 @@ class NcclPublisher(Publisher):
         return BroadcastWeights(version=version, infos=infos) if self.rank == 0 else None
 
     def send(self) -> Checksums | None:
-        sums = fingerprints()
-
-        def noting() -> Iterator[tuple[str, Tensor]]:
-            for name, tensor in self.stream():
-                sums[part_of(name)].add(name, tensor)
-                yield name, tensor
-
-        tensors = noting()
+        if self.rank > 0 and not self._partitioned:
+            return None
+        failure: Exception | None = None
         try:
-            if self._partitioned or self.rank == 0:
-                self._queue()
-        except Exception as error:
-            for _ in tensors:  # the other ranks gather to the end
-                pass
-            raise WeightSyncError(f"the learner could not send its weights: {error!r}") from error
-        if self._partitioned or self.rank == 0:
-            for _ in tensors:  # meanwhile: the engines' requests wait for what is sent, and for the sums nobody
-                pass
+            self._queue()
+        except Exception as error:  # the other ranks gather to the end
+            failure = error
+        sums = fingerprints()
+        for name, tensor in self.stream():  # while it is sent: the engines' requests wait for that, nobody for the sums
+            sums[part_of(name)].add(name, tensor)
+        if failure is not None:
+            raise WeightSyncError(f"the learner could not send its weights: {failure!r}") from failure
         return checksums(sums) if self.rank == 0 else None
 
     def wait(self, seconds: float) -> None:

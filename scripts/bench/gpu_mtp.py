@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import time
@@ -52,43 +53,20 @@ def main() -> None:
     arguments.batches = arguments.batches or ([1, 4, 16] if arguments.cpu else [1, 16, 64, 256, 512])
     os.environ.update(environment_variables(num_threads=1, on_gpu=not arguments.cpu))
     import torch
-    from gpu_common import SHAPES, device, random_policy, report
+    from gpu_common import SHAPES, random_policy
 
     folder = random_policy(arguments.policy) if arguments.policy in SHAPES else Path(arguments.policy)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
-    engines: dict[str, tuple[multiprocessing.process.BaseProcess, Connection]] = {}
-    for index, drafts in enumerate(arguments.drafts):
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[index % len(visible)]
-        ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        process = multiprocessing.get_context("spawn").Process(target=serve, args=(arguments, folder, drafts, theirs))
-        process.start()
-        engines[drafts] = process, ours
-        if (index + 1) % len(visible) == 0 or index + 1 == len(arguments.drafts):  # one at a time starts on a GPU
-            for started in list(engines)[index // len(visible) * len(visible) :]:
-                print(f"--drafts {started}: engine started in {answer(engines[started]):.0f} s", flush=True)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
-
-    speeds: dict[str, dict[int, float]] = {drafts: {} for drafts in arguments.drafts}  # by --drafts and requests
-    for batch in arguments.batches:
-        rounds: dict[str, list[dict[str, Any]]] = {drafts: [] for drafts in arguments.drafts}
-        prepared = {drafts: ask(engines[drafts], "prepare", batch) for drafts in arguments.drafts}
-        for _ in range(arguments.rounds):
-            for drafts in arguments.drafts:
-                rounds[drafts].append(ask(engines[drafts], "round", batch))
-        for drafts, measured in rounds.items():
-            each = [one["produced"] / one["seconds"] for one in measured]
-            speeds[drafts][batch] = speed = median(each)
-            drafted, accepted = (sum(one[key] for one in measured) for key in ("drafted", "accepted"))
-            report(
-                program="gpu_mtp", policy=folder.name, drafts=drafts, batch=batch, eager=arguments.eager,
-                **prepared[drafts], tokens_per_second=speed, rounds=[round(one) for one in each],
-                against_first=speed / speeds[arguments.drafts[0]][batch], acceptance=accepted / max(drafted, 1),
-                by_position=ask(engines[drafts], "positions", batch), device=device(),
-            )  # fmt: skip
-    for process, pipe in engines.values():
-        pipe.send(None)
-        process.join(60)
-        process.kill()
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    engines: dict[str, EngineProcess] = {}  # by --drafts
+    with contextlib.ExitStack() as stack:
+        for first in range(0, len(arguments.drafts), len(gpus)):  # one at a time starts on a GPU
+            together = arguments.drafts[first : first + len(gpus)]
+            for drafts, gpu in zip(together, gpus, strict=False):
+                engines[drafts] = EngineProcess(arguments, folder, drafts, gpu)
+                stack.callback(engines[drafts].stop)
+            for drafts in together:
+                print(f"--drafts {drafts}: engine started in {engines[drafts].answer():.0f} s", flush=True)
+        speeds = measure(arguments, folder, engines)
     print(f"\ntokens/s, as a ratio to --drafts {arguments.drafts[0]}, by running requests")
     print("".join(f"{title:>10}" for title in ("", *arguments.batches)))
     for drafts, found in speeds.items():
@@ -109,24 +87,64 @@ def parse_schedule(text: str) -> DraftSchedule:
     return tuple(entries)
 
 
-def ask(engine: tuple[multiprocessing.process.BaseProcess, Connection], what: str, batch: int) -> Any:
-    engine[1].send((what, batch))
-    return answer(engine)
+class EngineProcess:
+    """An engine in a process of its own, which answers one question after the other."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path, drafts: str, gpu: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(arguments, folder, drafts, gpu, theirs))
+        self._process.start()
+        theirs.close()  # so that its end is heard of
+
+    def ask(self, what: str, batch: int) -> Any:
+        self._pipe.send((what, batch))
+        return self.answer()
+
+    def answer(self, deadline_seconds: float = 400) -> Any:
+        if not self._pipe.poll(deadline_seconds):
+            raise TimeoutError(f"no answer in {deadline_seconds:.0f} s from the engine in process {self._process.pid}")
+        return self._pipe.recv()
+
+    def stop(self) -> None:
+        self._pipe.close()
+        self._process.join(60)
+        self._process.kill()
 
 
-def answer(engine: tuple[multiprocessing.process.BaseProcess, Connection], deadline_seconds: float = 400) -> Any:
-    process, pipe = engine
-    if not pipe.poll(deadline_seconds):
-        raise TimeoutError(f"the engine in process {process.pid} did not answer in {deadline_seconds:.0f} s")
-    return pipe.recv()
+def measure(
+    arguments: argparse.Namespace, folder: Path, engines: dict[str, EngineProcess]
+) -> dict[str, dict[int, float]]:
+    """Tokens/s by --drafts and number of requests, medians over rounds in turns."""
+    from gpu_common import device, report
+
+    speeds: dict[str, dict[int, float]] = {drafts: {} for drafts in engines}
+    for batch in arguments.batches:
+        prepared = {drafts: engine.ask("prepare", batch) for drafts, engine in engines.items()}
+        rounds: dict[str, list[dict[str, Any]]] = {drafts: [] for drafts in engines}
+        for _ in range(arguments.rounds):
+            for drafts, engine in engines.items():
+                rounds[drafts].append(engine.ask("round", batch))
+        for drafts, measured in rounds.items():
+            each = [one["produced"] / one["seconds"] for one in measured]
+            speeds[drafts][batch] = speed = median(each)
+            drafted, accepted = (sum(one[key] for one in measured) for key in ("drafted", "accepted"))
+            report(
+                program="gpu_mtp", policy=folder.name, drafts=drafts, batch=batch, eager=arguments.eager,
+                **prepared[drafts], tokens_per_second=speed, rounds=[round(one) for one in each],
+                against_first=speed / speeds[arguments.drafts[0]][batch], acceptance=accepted / max(drafted, 1),
+                by_position=engines[drafts].ask("positions", batch), device=device(),
+            )  # fmt: skip
+    return speeds
 
 
-def serve(arguments: argparse.Namespace, folder: Path, drafts: str, pipe: Connection) -> None:
+def serve(arguments: argparse.Namespace, folder: Path, drafts: str, gpu: str, pipe: Connection) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is looked for
     asyncio.run(engine_on_request(arguments, folder, drafts, pipe))
 
 
 async def engine_on_request(arguments: argparse.Namespace, folder: Path, drafts: str, pipe: Connection) -> None:
-    """Starts the engine, answers with the seconds that took, and then does what `pipe` asks for, to a None."""
+    """Starts the engine, answers with the seconds that took, and then does what `pipe` asks for, until it is closed."""
     from gpu_common import prompts
 
     num_draft_tokens = arguments.most
@@ -172,12 +190,9 @@ async def engine_on_request(arguments: argparse.Namespace, folder: Path, drafts:
     costs = {size: [float(f"{cost:.4g}") for cost in of_size] for size, of_size in auto.costs.items()} if auto else {}
     while True:
         try:
-            request = await asyncio.to_thread(pipe.recv)
-        except EOFError:  # the program that asks has ended
-            request = None
-        if request is None:
+            what, batch = await asyncio.to_thread(pipe.recv)
+        except EOFError:
             break
-        what, batch = request
         asked = prompts(folder, batch)
         if what == "prepare":
             await one_round(engine, asked, 16)

@@ -122,7 +122,7 @@ def figures(rounds: Sequence[SyncReport], num_bytes: int, link: float) -> dict[s
         "share_of_link": rate / link,
         "prepare_seconds": median("prepare"),
         "finish_seconds": median("finish"),
-        # Requests have resumed by then, but the engine's process begins no further step until it has summed.
+        # Requests have resumed by then, and steps go on beside it.
         "summing_seconds": statistics.median(each.phases["to sum what it loaded"] for each in rounds),
         "total_seconds": statistics.median(each.total_seconds for each in rounds),
         "phases": {name: round(seconds, 5) for name, seconds in rounds[-1].phases.items()},

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlvr.config import load
-from rlvr.errors import TooManyInvalid
+from rlvr.cli import main
 from rlvr.ledger import audit
-from rlvr.report import Reporter
 from rlvr.train import train
 from rlvr.types import Episode, episode_from_json
 from tests.integration.runs import Run, write_config
@@ -146,7 +145,7 @@ def test_synchronous_runs_with_one_seed_are_the_same_run_though_shares_move(conf
 
 
 def test_an_environment_that_only_yields_invalid_episodes_stops_the_run_with_its_name(
-    config: Path, tmp_path: Path
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text(
@@ -156,7 +155,10 @@ def test_an_environment_that_only_yields_invalid_episodes_stops_the_run_with_its
     path = tmp_path / "with_broken.toml"
     member = f'[[environments]]\nname = "{broken}:Broken"\ncompletion_tokens = 16\n[mixture]'
     path.write_text(config.read_text().replace("[mixture]", member))
-    settings = [f"run.folder={tmp_path}", "inference.num_draft_tokens=0", "learner.mtp.train=false"]
-    with pytest.raises(TooManyInvalid, match=r"environment 'broken': .*the judge is out"):
-        # What samples does not matter, and vLLM takes long to start.
-        train(load(path, settings), reporter=Reporter(), engine_class=scripted(tmp_path))
+    # What samples does not matter, and vLLM takes long to start.
+    monkeypatch.setattr("rlvr.train.train", partial(train, engine_class=scripted(tmp_path)))
+    settings = ["run.num_steps=1000", "inference.num_draft_tokens=0", "learner.mtp.train=false"]
+    assert main(["train", str(path), f"run.folder={tmp_path}", *settings]) == 1
+    output = capfd.readouterr().err
+    assert "TooManyInvalid: environment 'broken': " in output
+    assert "the judge is out" in output
